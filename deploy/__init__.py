@@ -1,0 +1,1 @@
+"""Everything that runs OneBase: the command line, the demo, later containers and the benchmark."""
