@@ -1,15 +1,15 @@
-"""Build the project's environment from the locks: a virtual environment that serves, trains and tests on a CPU.
+"""Build the project's environment from the locks: one that serves, trains and tests on a CPU.
 
-Owns: which Python is good enough, the virtual environment, how uv is told about this machine's package sources, and
-the check that the result is what the locks say. Knows nothing about the project's code. Standard library only, since
-nothing is installed yet when it runs.
+Owns: which Python is good enough, the virtual environment, how uv is told about this machine's package
+sources, and the check that the result is what the locks say. Knows nothing about the project's code.
+Standard library only, since nothing is installed yet when it runs.
 
-Usage: `python requirements/install.py [FOLDER]` (default `.venv`), or `make setup`. A second run with unchanged locks
-returns at once.
+Usage: `python requirements/install.py [FOLDER]` (default `.venv`), or `make setup`. A second run with
+unchanged locks returns at once.
 
-pip is used for one thing, to fetch uv: the locks give hashes for the packages whose one file serves every platform,
-and exact versions for the rest (torch has another file on every kind of machine). uv checks the hashes that are
-there; pip would insist on all or none.
+pip is used for one thing, to fetch uv: the locks give hashes for the packages whose one file serves every
+platform, and exact versions for the rest (torch has another file on every kind of machine). uv checks the
+hashes that are there; pip would insist on all or none.
 """
 
 from __future__ import annotations
@@ -83,20 +83,26 @@ def create(folder: Path) -> Path:
     if folder.exists():
         (folder / STAMP).unlink(missing_ok=True)
         try:
-            found = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True).stdout.strip()
+            found = subprocess.run(
+                [python, "-c", version], capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             found = "broken"
         if found != sys.version.strip():
             if not (folder / "pyvenv.cfg").is_file():
-                raise InstallError(f"{folder} is not a virtual environment: move it away or name another folder")
+                raise InstallError(
+                    f"{folder} is not a virtual environment: move it away or name another folder"
+                )
             shutil.rmtree(folder)
     if not folder.exists():
-        made = subprocess.run([sys.executable, "-m", "venv", folder], check=False, capture_output=True, text=True)
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", folder], check=False, capture_output=True, text=True
+        )
         if made.returncode != 0:
             shutil.rmtree(folder, ignore_errors=True)
             raise InstallError(
-                f"{sys.executable} cannot make a virtual environment (on Debian: apt-get install python3-venv): "
-                f"{(made.stderr or made.stdout).strip()}"
+                f"{sys.executable} cannot make a virtual environment "
+                f"(on Debian: apt-get install python3-venv): {(made.stderr or made.stdout).strip()}"
             )
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV])
     return python
@@ -105,8 +111,8 @@ def create(folder: Path) -> Path:
 def install(python: Path) -> None:
     """Everything in the locks, then this project itself, without resolving anything."""
     environment, options = uv_settings(python)
-    uv = [python.with_name("uv"), "pip", "install", "--python", python, "--no-deps"]
-    locks = [part for lock in LOCKS for part in ("--requirements", lock)]
+    uv: list[str | Path] = [python.with_name("uv"), "pip", "install", "--python", python, "--no-deps"]
+    locks: list[str | Path] = [part for lock in LOCKS for part in ("--requirements", lock)]
     run([*uv, "--no-build", *options, *locks], environment)
     run([*uv, "--no-build-isolation", "--editable", ROOT], environment)
 
@@ -114,8 +120,8 @@ def install(python: Path) -> None:
 def uv_settings(python: Path) -> tuple[dict[str, str], list[str]]:
     """uv's environment and options for this machine: uv does not read pip's configuration, so translate it.
 
-    Where pip is told of a folder of wheels, the CPU build of torch is expected there; else uv is told to take torch
-    from the index of its CPU builds.
+    Where pip is told of a folder of wheels, the CPU build of torch is expected there; else uv is told to
+    take torch from the index of its CPU builds.
     """
     pip = pip_configuration(python)
     environment = dict(os.environ)
@@ -132,8 +138,10 @@ def uv_settings(python: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def pip_configuration(python: Path) -> dict[str, str]:
-    """What pip is configured with on this machine, as `pip config list` tells it; the environment wins over files."""
-    listed = subprocess.run([python, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
+    """What pip is configured with on this machine (`pip config list`); the environment wins over files."""
+    listed = subprocess.run(
+        [python, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
+    )
     found: dict[str, tuple[bool, str]] = {}
     for line in listed.stdout.splitlines():
         key, equals, value = line.partition("=")
@@ -157,14 +165,16 @@ def verify(python: Path) -> None:
     )
     installed = set(re.findall(r"^([A-Za-z0-9._-]+)==", listed.stdout, flags=re.MULTILINE))
     if wrong := sorted(installed & set(excluded())):
-        raise InstallError(f"{', '.join(wrong)} must not be in {python.parents[1]}: delete that folder and try again")
+        raise InstallError(
+            f"{', '.join(wrong)} must not be in {python.parents[1]}: delete that folder and try again"
+        )
     purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", purelib], check=True, capture_output=True, text=True).stdout.strip()
     version = (Path(site) / "torch" / "version.py").read_text(encoding="utf-8")
     if not re.search(r"^cuda: .* = None$", version, flags=re.MULTILINE):
         raise InstallError(
-            f"torch in {python.parents[1]} is not a CPU build: the package sources of this machine "
-            f"(PIP_FIND_LINKS, UV_FIND_LINKS) have none for Python {sys.version_info[0]}.{sys.version_info[1]}"
+            f"torch in {python.parents[1]} is not a CPU build: this machine's package sources "
+            f"(PIP_FIND_LINKS, UV_FIND_LINKS) have none for this Python, {sys.version.split()[0]}"
         )
 
 

