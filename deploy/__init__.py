@@ -1,1 +1,1 @@
-"""Everything that runs OneBase: the command line, the demo, later containers and the benchmark."""
+"""Everything that runs OneBase: the command `onebase`, and what brings it to machines."""

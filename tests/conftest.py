@@ -33,9 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     kept = os.environ.get(KEPT_HOME)
     home = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="onebase-tests-"))
     home.mkdir(parents=True, exist_ok=True)
-    before = {
-        name: value for name, value in os.environ.items() if name.startswith("ONEBASE_") and name != KEPT_HOME
-    }
+    before = {name: value for name, value in os.environ.items() if name.startswith("ONEBASE_")}
     for name in before:
         del os.environ[name]
     os.environ["ONEBASE_HOME"] = str(home)
