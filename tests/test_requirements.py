@@ -89,7 +89,7 @@ def test_only_pythons_with_an_engine_are_accepted(
     if good:
         install.require_python()
         return
-    with pytest.raises(install.InstallError, match="use 3.11, 3.12 or 3.13"):
+    with pytest.raises(install.InstallError, match=r"use 3\.11, 3\.12 or 3\.13"):
         install.require_python()
 
 
