@@ -33,7 +33,7 @@ _FORMS = (
     f"a base is a local folder, a Hugging Face id (`org/name` or `org/name@revision`), "
     f"or the embedded `{EMBEDDED}`"
 )
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,9 @@ def open_base(
     else:
         repo, inline = hub.split_revision(spec)
         if inline and revision and inline != revision:
-            raise BaseNotFound(f"The base {spec!r} names revision {inline!r}, and revision={revision!r} was given.")
+            raise BaseNotFound(
+                f"The base {spec!r} names revision {inline!r}, and revision={revision!r} was given."
+            )
         folder, commit = model_cache.hub_folder(models, repo, inline or revision, report)
         served, aliases = repo, (repo.partition("/")[2],)
     return _read(folder, name or served, spec, commit, aliases, home, report)
@@ -165,10 +167,14 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise BaseBroken(f"{index} cannot be read as an index of weights. Fetch the model again.") from None
+            raise BaseBroken(
+                f"{index} cannot be read as an index of weights. Fetch the model again."
+            ) from None
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise BaseBroken(f"{index.name} names {name!r}, which is not in {folder}. Fetch the model again.")
+                raise BaseBroken(
+                    f"{index.name} names {name!r}, which is not in {folder}. Fetch the model again."
+                )
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -205,7 +211,7 @@ def read_modules(files: list[TensorFile], config: Mapping[str, Any]) -> dict[str
         tied = text_config.get("tie_word_embeddings")
     if tied and "lm_head" not in modules:
         for path, shape in list(modules.items()):
-            if path.rpartition(".")[2] in _EMBEDDINGS:
+            if path.rpartition(".")[2] in EMBEDDINGS:
                 modules["lm_head"] = shape
                 break
     return dict(sorted(modules.items()))
@@ -218,12 +224,16 @@ def _fingerprint(
     progress: Callable[[int, int], None],
 ) -> Fingerprint:
     architectures = config.get("architectures")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures else config["model_type"]
+    architecture = (
+        architectures[0] if isinstance(architectures, list) and architectures else config["model_type"]
+    )
     try:
         tokenizer = fingerprint.tokenizer_hash(folder)
         template = fingerprint.chat_template(folder)
     except (ValueError, KeyError, TypeError) as error:
-        raise BaseBroken(f"The tokenizer in {folder} cannot be read: {error}. Fetch the model again.") from None
+        raise BaseBroken(
+            f"The tokenizer in {folder} cannot be read: {error}. Fetch the model again."
+        ) from None
     if tokenizer is None:
         raise BaseBroken(f"The base in {folder} has no tokenizer (tokenizer.json or tokenizer.model).")
     return Fingerprint(

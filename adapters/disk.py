@@ -46,7 +46,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         write_file(temporary, data)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -93,8 +93,8 @@ def move_folder(source: Path, target: Path) -> None:
     aside: Path | None = None
     if target.exists() or target.is_symlink():
         aside = target.with_name(f".old-{target.name}-{uuid.uuid4().hex}")
-        os.rename(target, aside)
-    os.rename(source, target)
+        target.rename(aside)
+    source.rename(target)
     sync_folder(target.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)

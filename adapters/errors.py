@@ -6,10 +6,12 @@
     ├── NotFound
     │   ├── UnknownAdapter    no such name in the registry
     │   ├── UnknownVersion    the name exists, this version does not
-    │   └── UnknownAlias      the name exists, this alias does not
+    │   ├── UnknownAlias      the name exists, this alias does not
+    │   └── SourceNotFound    nothing to import an adapter from
     ├── Conflict              the request contradicts what is already there
     ├── Retired               the version exists, but has been hidden
     ├── Refused               an adapter folder that cannot be served; `reason` is one code per cause
+    ├── SourceUnreachable     the source of an adapter cannot be fetched now
     ├── BaseProblem
     │   ├── BaseNotFound      nothing by that name
     │   ├── BaseUnreachable   it may exist, but cannot be fetched now
@@ -115,6 +117,16 @@ class UnknownAlias(NotFound):
         self.known = list(known)
         shown = ", ".join(f"`{other}`" for other in self.known) or "none"
         super().__init__(f"`{name}` has no alias `{alias}`. Its aliases: {shown}.")
+
+
+class SourceNotFound(NotFound):
+    code = "source_not_found"
+    param = "source"
+
+
+class SourceUnreachable(AdapterError):
+    code = "source_unreachable"
+    param = "source"
 
 
 class Conflict(AdapterError):

@@ -113,7 +113,9 @@ def _canonical_tokenizer(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("tokenizer.json has no `model`")
     vocabulary = model.get("vocab", {})
     if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of their ids
-        tokens: dict[str, Any] = {str(token): [number, score] for number, (token, score) in enumerate(vocabulary)}
+        tokens: dict[str, Any] = {
+            str(token): [number, score] for number, (token, score) in enumerate(vocabulary)
+        }
     elif isinstance(vocabulary, dict):
         tokens = dict(vocabulary)
     else:
@@ -172,7 +174,13 @@ def stamp(folder: Path, names: list[str]) -> Stamp:
 
 def stamped_names(folder: Path) -> list[str]:
     """The files of a model folder that a fingerprint depends on."""
-    wanted = {"config.json", "chat_template.jinja", "tokenizer_config.json", "tiktoken.model", *_TOKENIZER_FILES}
+    wanted = {
+        "config.json",
+        "chat_template.jinja",
+        "tokenizer_config.json",
+        "tiktoken.model",
+        *_TOKENIZER_FILES,
+    }
     return [
         entry.name
         for entry in os.scandir(folder)

@@ -36,7 +36,10 @@ _CONTROL = 3  # token type of special tokens
 # How text is cut before merges apply, by GGUF's name for it. `smollm` cuts off every digit first.
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL]},
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
+    },
     "gpt-2": _BYTE_LEVEL,
 }
 

@@ -6,6 +6,8 @@ and the caller says what that means. Nothing is unpickled, and no pickled file i
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +61,6 @@ def split_revision(spec: str) -> tuple[str, str | None]:
 
 def look(repo: str, revision: str | None) -> Listing:
     """What the repo holds at this revision; one request."""
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
 
@@ -70,7 +71,7 @@ def look(repo: str, revision: str | None) -> Listing:
         raise HubMissing(f"{repo} is gated: accept its terms on its page, then set HF_TOKEN") from None
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError):
         raise HubMissing(f"{repo}{at} does not exist, or is private and HF_TOKEN is not set") from None
-    except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except _unreachable() as error:
         raise HubUnreachable(_reason(error)) from error
     files = []
     for sibling in info.siblings or []:
@@ -84,8 +85,6 @@ def fetch(listing: Listing, files: tuple[RemoteFile, ...], target: Path) -> None
 
     Raises a HubError, or OSError when the disk is the problem.
     """
-    import httpx
-    from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
     try:
@@ -95,12 +94,8 @@ def fetch(listing: Listing, files: tuple[RemoteFile, ...], target: Path) -> None
             local_dir=target,
             allow_patterns=[file.name for file in files],
         )
-    except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, hub.HfHubHTTPError, httpx.HTTPError) as error:
+    except _unreachable() as error:
         raise HubUnreachable(_reason(error)) from error
-    except OSError as error:
-        if isinstance(error, ConnectionError | TimeoutError):
-            raise HubUnreachable(_reason(error)) from error
-        raise
     for file in files:
         path = target / file.name
         if not path.is_file() or path.stat().st_size != file.size:
@@ -108,6 +103,23 @@ def fetch(listing: Listing, files: tuple[RemoteFile, ...], target: Path) -> None
         if file.sha256 is not None and disk.sha256_file(path) != file.sha256:
             path.unlink()  # so that the next try does not continue from bad bytes
             raise HubBroken(f"{file.name} does not have the SHA-256 that the hub announced ({file.sha256})")
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What a failed request raises; the hub client's HTTP library has changed its name between versions."""
+    from huggingface_hub import errors as hub
+
+    found: list[type[Exception]] = [
+        hub.OfflineModeIsEnabled,
+        hub.LocalEntryNotFoundError,
+        hub.HfHubHTTPError,
+        ConnectionError,
+        TimeoutError,
+    ]
+    for name in ("httpx2", "httpx"):
+        if importlib.util.find_spec(name) is not None:
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
 
 
 def _reason(error: Exception) -> str:

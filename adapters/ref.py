@@ -53,7 +53,9 @@ class Ref:
         if self.version is not None and not 1 <= self.version <= MAX_VERSION:
             raise BadReference(f"{self.name}@{self.version}", f"versions run from 1 to {MAX_VERSION}")
         if self.digest is not None and not _DIGEST.fullmatch(self.digest):
-            raise BadReference(f"{self.name}@{self.digest}", "a digest is sha256: and 64 lower-case hex digits")
+            raise BadReference(
+                f"{self.name}@{self.digest}", "a digest is sha256: and 64 lower-case hex digits"
+            )
         if self.alias is not None and not _ALIAS.fullmatch(self.alias):
             raise BadReference(f"{self.name}:{self.alias}", _alias_rule(self.alias))
 
@@ -95,7 +97,9 @@ def check_alias(alias: str) -> str:
     """`alias` itself when it may be an alias."""
     if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
         shown = repr(alias)[:120]
-        raise BadValue(f"alias {shown} is not possible: {_alias_rule(alias)}.", code="bad_alias", param="alias")
+        raise BadValue(
+            f"alias {shown} is not possible: {_alias_rule(alias)}.", code="bad_alias", param="alias"
+        )
     return alias
 
 
