@@ -44,6 +44,8 @@ CODES: Mapping[type[Exception], Exit] = {
     adapters.Conflict: Exit.CONFLICT,
     adapters.Retired: Exit.CONFLICT,
     adapters.Refused: Exit.REFUSED,
+    adapters.SourceNotFound: Exit.NOT_FOUND,
+    adapters.SourceUnreachable: Exit.UNAVAILABLE,
     adapters.BaseNotFound: Exit.BASE,
     adapters.BaseUnreachable: Exit.UNAVAILABLE,
     adapters.BaseBroken: Exit.BASE,

@@ -7,6 +7,7 @@ a thing is asked for.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,9 @@ def base(where: Settings, model: str | None = None, revision: str | None = None)
     """The base model by name, or the one the settings serve; fetched and converted at the first use."""
     from adapters.base import open_base
 
-    own = model is None or model == where.model
-    return open_base(
-        model or where.model,
-        home=where.home,
-        revision=revision,
-        name=where.name if own else None,
-        progress=output.progress(),
+    if model is not None and model != where.model:
+        return open_base(model, home=where.home, revision=revision, progress=output.progress())
+    found = open_base(
+        where.model, home=where.home, revision=revision, name=where.name, progress=output.progress()
     )
+    return dataclasses.replace(found, aliases=tuple(dict.fromkeys((*found.aliases, *where.base_aliases))))

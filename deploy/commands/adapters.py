@@ -6,18 +6,16 @@ One command an operation of `adapters.registry.Registry`; what they print is a t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy import local, output
-from deploy.commands import options
+from deploy.commands import options, records
 
 if TYPE_CHECKING:
-    from adapters.manifest import AliasEntry, Manifest
+    from adapters.manifest import AliasEntry
     from adapters.registry import Registry
 
 app = typer.Typer(help="The registry: publish, list, alias, roll back.")
@@ -50,11 +48,13 @@ def publish(
 
     where = local.settings(home, store)
     registry = local.registry(where)
-    folder = fetch_source(source, revision=revision, cache=where.home / "cache")
+    folder = fetch_source(source, revision=revision, cache=where.home / "cache" / "sources")
+    chosen = local.base(where, base)
+    before = known_versions(registry, name)
     manifest = registry.publish(
         name,
         folder,
-        local.base(where, base),
+        chosen,
         by=by or options.user(),
         why=why,
         alias=alias,
@@ -62,9 +62,17 @@ def publish(
         max_rank=max_rank,
     )
     if as_json:
-        output.document(dump(manifest))
+        output.document(records.dump(manifest))
         return
-    print(f"{manifest.ref} is in the registry: {summary(manifest)}")
+    summary = f"{manifest.kind}, rank {records.rank(records.dump(manifest))}, {output.short(manifest.digest)}"
+    if manifest.version in before:
+        print(f"{manifest.ref} has this content already: {summary}")
+    else:
+        print(f"{manifest.ref} is in the registry: {summary}, proof {manifest.proof.level}")
+    if alias is not None:
+        print(f"{name}:{alias} is {manifest.ref}")
+    for text in manifest.notes:
+        output.note(f"note: {text}")
     if manifest.base.status != "verified":
         output.note(
             f"note: nothing proves that it was trained on {manifest.base.name} (it names "
@@ -72,37 +80,36 @@ def publish(
         )
 
 
+def known_versions(registry: Registry, name: str) -> set[int]:
+    """The versions of a name that may not exist yet."""
+    from adapters.errors import BadReference, UnknownAdapter
+
+    try:
+        return {one.version for one in registry.versions(name)}
+    except (UnknownAdapter, BadReference):
+        return set()
+
+
 @app.command("list")
-def list_(home: options.Home = None, store: options.Store = None, as_json: options.Json = False) -> None:
-    """List the adapters: one line a name."""
+def list_(
+    name: Annotated[str | None, typer.Argument(help="List the versions of this adapter instead.")] = None,
+    home: options.Home = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the adapters, or one adapter's versions."""
     registry = local.registry(local.settings(home, store))
-    rows, documents = [], []
-    for name in registry.names():
-        versions = registry.versions(name)
-        if not versions:
-            continue
-        newest = versions[-1]
-        aliases = {alias: targets(entry) for alias, entry in registry.aliases(name).items()}
-        documents.append({"name": name, "versions": [dump(item) for item in versions], "aliases": aliases})
-        shown = ", ".join(f"{alias}={target}" for alias, target in aliases.items())
-        rows.append(
-            (
-                name,
-                newest.version,
-                shown or "-",
-                newest.base.name,
-                rank(newest),
-                newest.proof.level,
-                newest.at,
-            )
-        )
+    names = registry.names() if name is None else [name]
+    shelves = [records.shelf(registry, one) for one in names]
     if as_json:
-        output.document({"adapters": documents})
-        return
-    columns = ("name", "newest", "aliases", "base", "rank", "proof", "published")
-    output.table(
-        columns, rows, empty="the registry is empty: `onebase adapters publish NAME FOLDER` adds to it"
-    )
+        output.document({"adapters": shelves} if name is None else shelves[0])
+    elif name is None:
+        columns = ("name", "newest", "production", "aliases", "base", "rank", "proof", "published")
+        empty = "the registry is empty: `onebase adapters publish NAME FOLDER` adds to it"
+        output.table(columns, [records.line(one) for one in shelves], empty=empty)
+    else:
+        heads = ("version", "state", "aliases", "base", "rank", "proof", "digest", "published", "by", "why")
+        output.table(heads, list(records.version_lines(shelves[0])), empty="")
 
 
 @app.command()
@@ -117,7 +124,7 @@ def show(
     """Show what one version is, and its proof."""
     manifest = local.registry(local.settings(home, store)).resolve(reference)
     if as_json:
-        output.document(dump(manifest))
+        output.document(records.dump(manifest))
         return
     lora = manifest.lora
     output.facts(
@@ -131,11 +138,11 @@ def show(
             else f"rank {lora.rank}, alpha {lora.alpha:g}, {lora.parameters:,} parameters",
             "modules": ", ".join(lora.target_modules) if lora is not None else "-",
             "proof": manifest.proof.level,
-            "scores": [f"{key} {value}" for key, value in flat(manifest.scores)],
+            "scores": [f"{key} {value}" for key, value in records.flat(manifest.scores)],
             "files": [
                 f"{file.path}  {output.size(file.size)}  {file.sha256[:12]}" for file in manifest.files
             ],
-            "published": f"{manifest.at} by {manifest.by or '-'}",
+            "published": f"{records.when(manifest.at)} UTC by {manifest.by or '-'}",
             "why": manifest.why or "-",
             "notes": manifest.notes,
         }
@@ -193,6 +200,21 @@ def alias(
 
 
 @app.command()
+def unalias(
+    name: Name,
+    alias: Annotated[str, typer.Argument(help="The alias to drop.")],
+    by: options.By = None,
+    why: options.Why = "",
+    home: options.Home = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make an alias mean nothing; its history stays."""
+    registry = local.registry(local.settings(home, store))
+    say_alias(name, alias, registry.drop_alias(name, alias, by=by or options.user(), why=why), as_json)
+
+
+@app.command()
 def rollback(
     name: Name,
     alias: Annotated[str, typer.Option("--alias", help="The alias to roll back.")] = "production",
@@ -218,10 +240,19 @@ def history(
     """Show what an alias has meant, newest last."""
     entries = local.registry(local.settings(home, store)).history(name, alias)
     if as_json:
-        output.document({"name": name, "alias": alias, "entries": [dump(entry) for entry in entries]})
+        output.document({"name": name, "alias": alias, "entries": [records.dump(entry) for entry in entries]})
         return
-    rows = [(entry.seq, targets(entry), entry.at, entry.by or "-", entry.why or "-") for entry in entries]
-    output.table(("#", "version", "since", "by", "why"), rows, empty=f"{name} has never had an alias {alias}")
+    rows = [
+        (
+            one["seq"],
+            records.targets(one["targets"]),
+            records.when(one["at"]),
+            one["by"] or "-",
+            one["why"] or "-",
+        )
+        for one in map(records.dump, entries)
+    ]
+    output.table(("#", "version", "since (UTC)", "by", "why"), rows, empty="")
 
 
 @app.command()
@@ -270,42 +301,10 @@ def exactly(registry: Registry, text: str) -> tuple[str, int]:
 
 def say_alias(name: str, alias: str, entry: AliasEntry, as_json: bool) -> None:
     """What an alias means from now on."""
+    found = records.dump(entry)
     if as_json:
-        output.document({"name": name, "alias": alias, **dump(entry)})
+        output.document({"name": name, "alias": alias, **found})
+    elif entry.targets:
+        print(f"{name}:{alias} is {name}@{records.targets(found['targets'])}")
     else:
-        print(f"{name}:{alias} is {name}@{targets(entry)} (change {entry.seq})")
-
-
-def targets(entry: AliasEntry) -> str:
-    """The version an alias means, or its versions with their shares."""
-    if not entry.targets:
-        return "none"
-    if len(entry.targets) == 1:
-        return str(entry.targets[0].version)
-    return " ".join(f"{target.version}:{target.weight:g}" for target in entry.targets)
-
-
-def summary(manifest: Manifest) -> str:
-    """A version in half a line."""
-    digest = output.short(manifest.digest)
-    return f"{manifest.kind}, rank {rank(manifest)}, {digest}, proof {manifest.proof.level}"
-
-
-def rank(manifest: Manifest) -> str:
-    """The rank of a LoRA version."""
-    return "-" if manifest.lora is None else str(manifest.lora.rank)
-
-
-def flat(scores: Any, prefix: str = "") -> Iterable[tuple[str, object]]:
-    """Nested scores as dotted names."""
-    for key, value in scores.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def dump(record: Manifest | AliasEntry) -> dict[str, Any]:
-    """A record of the registry as it is kept."""
-    found: dict[str, Any] = json.loads(record.to_bytes())
-    return found
+        print(f"{name}:{alias} is dropped; its history stays")
