@@ -185,7 +185,8 @@ def weight_files(folder: Path) -> list[Path]:
     if others:
         raise BaseBroken(
             f"The base in {folder} has its weights only as {others[0]}; OneBase reads safetensors and never "
-            "unpickles. Convert it (`model.save_pretrained(folder)` of a current transformers writes safetensors)."
+            "unpickles. Convert it (`model.save_pretrained(folder)` of a current transformers writes "
+            "safetensors)."
         )
     raise BaseBroken(f"The folder {folder} holds no weights (*.safetensors); {_FORMS}.")
 

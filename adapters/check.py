@@ -1,4 +1,4 @@
-"""Everything that can be told from an adapter's files: fit to be served on this base, or refused with a reason.
+"""Everything that can be told from an adapter's files: fit for this base, or refused with a reason.
 
 `check_folder` raises `Refused(reason, message)`; `REASONS` lists every reason. What passes comes back as
 `Checked`: what the manifest says of it, and which files are kept (`write`), normalised where that is exact.
@@ -45,6 +45,7 @@ REASONS: Mapping[str, str] = {
     "truncated_weights": "adapter_model.safetensors ends too early",
     "bad_weights": "adapter_model.safetensors is not a safetensors file",
     "no_tensors": "adapter_model.safetensors holds no tensor",
+    "unreadable": "a file cannot be read",
     "changed_while_read": "the files changed during the check",
     "loha_adapter": "LoHa",
     "lokr_adapter": "LoKr",
@@ -128,7 +129,7 @@ class Checked:
         return (folder.CONFIG, folder.WEIGHTS)
 
     def write(self, into: Path) -> tuple[FileEntry, ...]:
-        """Put the kept files into the empty folder `into`, flushed; Refused when the source has changed since."""
+        """Put the kept files into the empty folder `into`; Refused when the source has changed since."""
         shutil.copyfile(self.folder / folder.CONFIG, into / folder.CONFIG)
         if self.rewrite is None:
             shutil.copyfile(self.folder / folder.WEIGHTS, into / folder.WEIGHTS)
@@ -137,7 +138,8 @@ class Checked:
         if self.stamp != _stamp(self.folder):
             raise Refused(
                 "changed_while_read",
-                f"The files in {self.folder} changed while they were checked. Publish when they are complete.",
+                f"The files in {self.folder} changed while they were checked. Publish when they are "
+                f"complete.",
             )
         entries = []
         for name in self.kept:
@@ -154,6 +156,17 @@ def check_folder(
     `max_rank` is the highest rank that will be served (the engine's own limit unless given); `accept_base`
     says that the adapter fits this base although nothing in it proves that.
     """
+    try:
+        return _check(path, base, max_rank, accept_base)
+    except OSError as error:
+        name = Path(str(error.filename or path)).name
+        raise Refused(
+            "unreadable",
+            f"`{name}` cannot be read ({error.strerror or error}). Check its owner and permissions.",
+        ) from error
+
+
+def _check(path: Path, base: BaseModel, max_rank: int | None, accept_base: bool) -> Checked:
     limit = min(max_rank or MAX_RANK, MAX_RANK)
     files = folder.look_at(path, _largest(base))
     folder.require_parts(path, files)
@@ -163,7 +176,8 @@ def check_folder(
         raise Refused(
             "rank_too_large",
             f"The rank is {config.highest_rank}, and at most {limit} is served. Raise max_lora_rank (up to "
-            f"{MAX_RANK}), train with a lower rank, or {lora_tensors.MERGE[0].lower()}{lora_tensors.MERGE[1:]}.",
+            f"{MAX_RANK}), train with a lower rank, or "
+            f"{lora_tensors.MERGE[0].lower()}{lora_tensors.MERGE[1:]}.",
             param="r",
         )
     weights = _header(path / folder.WEIGHTS)
@@ -228,7 +242,8 @@ def _check_tied(layout: Layout, config: LoraConfig, base: BaseModel) -> None:
     if config.ensure_weight_tying and len(ends) == 1 and base.config.get("tie_word_embeddings"):
         raise Refused(
             "tied_lora",
-            f"ensure_weight_tying is set, and only `{ends.pop()}` is in the file, so the engine would leave the "
+            f"ensure_weight_tying is set, and only `{ends.pop()}` is in the file, so the engine would leave "
+            f"the "
             f"other half out. {lora_tensors.MERGE}; or train with `ensure_weight_tying: false`.",
             param="ensure_weight_tying",
         )
@@ -245,7 +260,8 @@ def _check_values(weights: TensorFile, layout: Layout) -> None:
                 if not values.finite:
                     raise Refused(
                         "non_finite",
-                        f"`{tensor.name}` holds NaN or infinite values, which would spoil other requests in the same "
+                        f"`{tensor.name}` holds NaN or infinite values, which would spoil other requests in "
+                        f"the same "
                         "batch. The training diverged: use an earlier checkpoint, or a lower learning rate.",
                         param=tensor.name,
                     )
@@ -254,7 +270,8 @@ def _check_values(weights: TensorFile, layout: Layout) -> None:
     if not effective:
         raise Refused(
             "no_effect",
-            "Every lora_B (or lora_A) is zero, so the adapter changes nothing. It was saved before it was trained, or "
+            "Every lora_B (or lora_A) is zero, so the adapter changes nothing. It was saved before it was "
+            "trained, or "
             "the wrong weights were saved.",
             param=folder.WEIGHTS,
         )

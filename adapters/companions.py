@@ -44,14 +44,17 @@ def check_tokenizer(folder: Path, base: BaseModel) -> None:
         found = fingerprint.tokenizer_hash(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(
-            "bad_tokenizer", f"{kind} cannot be read: {error}. Remove the tokenizer files or save them again.",
+            "bad_tokenizer",
+            f"{kind} cannot be read: {error}. Remove the tokenizer files or save them again.",
             param=kind,
-        ) from None  # fmt: skip
+        ) from None
     if found != base.fingerprint.tokenizer:
         raise Refused(
             "other_tokenizer",
-            f"{kind} is not {base.name}'s tokenizer (tokens, ids or merges differ), so the same text would reach the "
-            "adapter as other tokens. Train with the base's tokenizer; if it was, remove the file and publish again.",
+            f"{kind} is not {base.name}'s tokenizer (tokens, ids or merges differ), so the same text would "
+            f"reach the "
+            "adapter as other tokens. Train with the base's tokenizer; if it was, remove the file and "
+            "publish again.",
             param=kind,
         )
 
@@ -108,7 +111,8 @@ def trace_base(folder: Path, hint: str | None, base: BaseModel, *, accept_base: 
             raise Refused(
                 "other_base_weights",
                 f"{LINEAGE} says that the adapter was trained on other weights (base `{_name(lineage)}`, "
-                f"{recorded.weights}) than {base.name}'s ({base.fingerprint.weights}). Serve it on its own base; if "
+                f"{recorded.weights}) than {base.name}'s ({base.fingerprint.weights}). Serve it on its own "
+                f"base; if "
                 "the two are meant to be used alike, publish with --accept-base.",
                 param=LINEAGE,
             )

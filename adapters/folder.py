@@ -19,7 +19,8 @@ MAX_FILES = 200
 MAX_COMPANION = 64 << 20  # bytes; the largest tokenizers have about half of that
 
 _HARMLESS_SUFFIXES = {
-    ".json", ".jsonl", ".md", ".txt", ".jinja", ".yaml", ".yml", ".csv", ".log", ".png", ".jpg", ".svg", ".toml",
+    ".json", ".jsonl", ".md", ".txt", ".jinja", ".yaml", ".yml", ".toml",
+    ".csv", ".log", ".png", ".jpg", ".svg",
 }  # fmt: skip
 _HARMLESS_NAMES = {
     ".gitattributes", ".gitignore", "LICENSE", "NOTICE", "README", "tokenizer.model", "spiece.model",
@@ -118,8 +119,10 @@ def require_parts(folder: Path, files: list[Path]) -> None:
         if pickled:
             raise Refused(
                 "pickled_weights",
-                f"The weights are only there as `{pickled[0]}`, a pickle, which can run code when it is read; "
-                f"OneBase never opens one. Save them as {WEIGHTS}: load the adapter with peft where you trust it, "
+                f"The weights are only there as `{pickled[0]}`, a pickle, which can run code when it is "
+                f"read; "
+                f"OneBase never opens one. Save them as {WEIGHTS}: load the adapter with peft where you "
+                f"trust it, "
                 "then `model.save_pretrained(folder, safe_serialization=True)`.",
                 param=pickled[0],
             )
@@ -134,7 +137,8 @@ def require_parts(folder: Path, files: list[Path]) -> None:
             continue
         raise Refused(
             "unexpected_file",
-            f"`{name}` does not belong to an adapter (it may be code, a pickle or other weights). Remove it, and "
+            f"`{name}` does not belong to an adapter (it may be code, a pickle or other weights). Remove it, "
+            f"and "
             f"publish {CONFIG} and {WEIGHTS} only.",
             param=name,
         )

@@ -116,10 +116,8 @@ def _unreachable() -> tuple[type[Exception], ...]:
         ConnectionError,
         TimeoutError,
     ]
-    for name in ("httpx2", "httpx"):
-        if importlib.util.find_spec(name) is not None:
-            found.append(importlib.import_module(name).HTTPError)
-    return tuple(found)
+    there = (name for name in ("httpx2", "httpx") if importlib.util.find_spec(name) is not None)
+    return (*found, *(importlib.import_module(name).HTTPError for name in there))
 
 
 def _reason(error: Exception) -> str:

@@ -190,16 +190,19 @@ def _check_init(init: object) -> None:
     if kind is not None:
         raise Refused(
             "unconverted_init",
-            f"init_lora_weights is {init!r}: {kind} takes part of the base's weights away, so the saved A and B "
+            f"init_lora_weights is {init!r}: {kind} takes part of the base's weights away, so the saved A "
+            f"and B "
             "do not fit the base as it is. Save it again with peft's "
-            "`save_pretrained(..., path_initial_model_for_weight_conversion=...)`, which makes it a plain LoRA of "
+            "`save_pretrained(..., path_initial_model_for_weight_conversion=...)`, which makes it a plain "
+            "LoRA of "
             "twice the rank.",
             param="init_lora_weights",
         )
     if init.lower() not in {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}:
         raise Refused(
             "unknown_init",
-            f"init_lora_weights is {init!r}, which the engine does not know. If the adapter fits the unchanged "
+            f"init_lora_weights is {init!r}, which the engine does not know. If the adapter fits the "
+            f"unchanged "
             "base, set it to true.",
             param="init_lora_weights",
         )
@@ -247,7 +250,8 @@ def _modules_to_save(data: dict[str, Any]) -> tuple[str, ...]:
     if others:
         raise Refused(
             "modules_to_save",
-            f"modules_to_save names `{others[0]}`: it was trained in full, and an engine that shares one base "
+            f"modules_to_save names `{others[0]}`: it was trained in full, and an engine that shares one "
+            f"base "
             f"cannot swap it. {_MERGE}; or train it with LoRA (target_modules).",
             param="modules_to_save",
         )
@@ -264,9 +268,11 @@ def _pattern(data: dict[str, Any], name: str) -> dict[str, Any]:
         # These are regular expressions that the engine will run inside a step: none that could take forever.
         if len(key) > 300 or sum(key.count(sign) for sign in "*+{?") > 3 or re.search(r"\)[*+{?]", key):
             raise Refused(
-                "unsafe_pattern", f"{name} has the key {key[:80]!r}, which is too complex to be run safely. "
-                "Name the modules plainly.", param=name,
-            )  # fmt: skip
+                "unsafe_pattern",
+                f"{name} has the key {key[:80]!r}, which is too complex to be run safely. "
+                "Name the modules plainly.",
+                param=name,
+            )
         try:
             _compiled(key)
         except re.error:
@@ -279,7 +285,8 @@ def _ranks(data: dict[str, Any]) -> dict[str, int]:
     for key, value in pattern.items():
         if type(value) is not int or value < 1:
             raise Refused(
-                "bad_rank", f"rank_pattern[{key!r}] is {value!r}; a rank is a whole number of at least 1.",
+                "bad_rank",
+                f"rank_pattern[{key!r}] is {value!r}; a rank is a whole number of at least 1.",
                 param="rank_pattern",
-            )  # fmt: skip
+            )
     return pattern

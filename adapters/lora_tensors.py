@@ -111,14 +111,16 @@ def _refuse_foreign(tensor: Tensor, path: str) -> None:
     for pattern, reason, what in _FOREIGN:
         if pattern.search(path):
             raise Refused(
-                reason, f"The tensor `{tensor.name}` is {what}, which is not served as an adapter. {MERGE}.",
+                reason,
+                f"The tensor `{tensor.name}` is {what}, which is not served as an adapter. {MERGE}.",
                 param=tensor.name,
-            )  # fmt: skip
+            )
     named = _NAMED.fullmatch(path)
     if named is not None:
         raise Refused(
             "adapter_name_in_tensors",
-            f"The tensor `{tensor.name}` carries the adapter's name ({named[1]!r}), so it was not saved by peft's "
+            f"The tensor `{tensor.name}` carries the adapter's name ({named[1]!r}), so it was not saved by "
+            f"peft's "
             "`model.save_pretrained(folder)`. Save it that way.",
             param=tensor.name,
         )
@@ -137,7 +139,8 @@ def _check_modules(halves: Mapping[str, Mapping[str, Tensor]], base: BaseModel) 
         example = next(iter(base.modules), "none")
         raise Refused(
             "no_matching_module",
-            f"None of the adapter's {len(halves)} modules exists in {base.name}: it names `{first}`, the base "
+            f"None of the adapter's {len(halves)} modules exists in {base.name}: it names `{first}`, the "
+            f"base "
             f"`{example}`. It belongs to another base.",
             param=first,
         )
@@ -171,7 +174,8 @@ def _place_full(
             if base.modules.get(module) != tensor.shape:
                 raise Refused(
                     "modules_to_save",
-                    f"`{tensor.name}` is a classification head, and {base.name} has none of that shape. Serve it on "
+                    f"`{tensor.name}` is a classification head, and {base.name} has none of that shape. "
+                    f"Serve it on "
                     "a base with such a head.",
                     param=tensor.name,
                 )
@@ -182,7 +186,8 @@ def _place_full(
         else:
             raise Refused(
                 "full_weights",
-                f"`{tensor.name}` is a whole weight beside the LoRA, which an engine that shares one base cannot "
+                f"`{tensor.name}` is a whole weight beside the LoRA, which an engine that shares one base "
+                f"cannot "
                 f"swap. {MERGE}.",
                 param=tensor.name,
             )
@@ -207,13 +212,15 @@ def _require_copy(file: TensorFile, tensor: Tensor, module: str, base: BaseModel
     if tensor.shape != rows:
         raise Refused(
             "resized_embeddings",
-            f"`{tensor.name}` has the shape {list(tensor.shape)}, and {base.name} has {list(rows)}: tokens were "
+            f"`{tensor.name}` has the shape {list(tensor.shape)}, and {base.name} has {list(rows)}: tokens "
+            f"were "
             f"added. {MERGE}.",
             param=tensor.name,
         )
     raise Refused(
         "changed_embeddings",
-        f"`{tensor.name}` is a whole weight that differs from {base.name}'s, so it was trained along; an engine "
+        f"`{tensor.name}` is a whole weight that differs from {base.name}'s, so it was trained along; an "
+        f"engine "
         f"that shares one base cannot swap it. {MERGE}.",
         param=tensor.name,
     )
@@ -225,7 +232,8 @@ def _pair(module: str, parts: Mapping[str, Tensor]) -> Pair:
         missing = "B" if there == "A" else "A"
         raise Refused(
             "missing_pair",
-            f"`{parts[there].name}` has no lora_{missing} beside it. The file is incomplete: save the adapter again.",
+            f"`{parts[there].name}` has no lora_{missing} beside it. The file is incomplete: save the "
+            f"adapter again.",
             param=parts[there].name,
         )
     return Pair(module, parts["A"], parts["B"])
@@ -236,7 +244,8 @@ def _check_types(pair: Pair) -> None:
         if tensor.dtype not in DTYPES:
             raise Refused(
                 "wrong_dtype",
-                f"`{tensor.name}` is stored as {tensor.dtype}; LoRA weights must be F32, BF16 or F16. Save the "
+                f"`{tensor.name}` is stored as {tensor.dtype}; LoRA weights must be F32, BF16 or F16. Save "
+                f"the "
                 "adapter unquantised.",
                 param=tensor.name,
             )
@@ -254,13 +263,18 @@ def _check_shapes(pairs: list[Pair], base: BaseModel) -> None:
     for pair in pairs:
         if len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
             raise Refused(
-                "wrong_shape", f"`{pair.a.name}` or its lora_B is not a matrix ({list(pair.a.shape)}, "
-                f"{list(pair.b.shape)}). Save the adapter again.", param=pair.a.name,
-            )  # fmt: skip
+                "wrong_shape",
+                f"`{pair.a.name}` or its lora_B is not a matrix ({list(pair.a.shape)}, "
+                f"{list(pair.b.shape)}). Save the adapter again.",
+                param=pair.a.name,
+            )
         outputs, inputs = _expected(pair, base)
         found_out, found_in = pair.b.shape[0], pair.a.shape[1]
         if (found_out, found_in) != (outputs, inputs):
-            text = f"`{pair.module}` is {found_out} x {found_in} in the adapter and {outputs} x {inputs} in the base"
+            text = (
+                f"`{pair.module}` is {found_out} x {found_in} in the adapter "
+                f"and {outputs} x {inputs} in the base"
+            )
             wrong.append((pair, text))
             smaller += found_out <= outputs and found_in <= inputs
             larger += found_out >= outputs and found_in >= inputs
@@ -271,7 +285,8 @@ def _check_shapes(pairs: list[Pair], base: BaseModel) -> None:
         tensor = first.a if first.a.shape[1] != _expected(first, base)[1] else first.b
         raise Refused(
             "wrong_shape",
-            f"{text} (tensor `{tensor.name}`), while {len(pairs) - len(wrong)} of {len(pairs)} modules fit. The "
+            f"{text} (tensor `{tensor.name}`), while {len(pairs) - len(wrong)} of {len(pairs)} modules fit. "
+            f"The "
             "file is damaged or edited: save the adapter again.",
             param=tensor.name,
         )
@@ -292,21 +307,26 @@ def _check_ranks(pairs: list[Pair], config: LoraConfig) -> None:
     for pair in pairs:
         if pair.b.shape[1] != pair.rank:
             raise Refused(
-                "wrong_shape", f"`{pair.a.name}` has rank {pair.rank} and its lora_B {pair.b.shape[1]}. The file is "
-                "damaged or edited: save the adapter again.", param=pair.b.name,
-            )  # fmt: skip
+                "wrong_shape",
+                f"`{pair.a.name}` has rank {pair.rank} and its lora_B {pair.b.shape[1]}. The file is damaged "
+                f"or "
+                "edited: save the adapter again.",
+                param=pair.b.name,
+            )
         declared = config.rank_of(pair.module)
         if pair.rank != declared:
             raise Refused(
                 "rank_mismatch",
                 f"`{pair.a.name}` has rank {pair.rank}, and adapter_config.json declares {declared} (r, "
-                "rank_pattern), so its scale would be wrong. Use the adapter_config.json of the same training.",
+                "rank_pattern), so its scale would be wrong. Use the adapter_config.json of the same "
+                "training.",
                 param=pair.a.name,
             )
         if not config.declares(pair.module):
             raise Refused(
                 "undeclared_module",
-                f"There are weights for `{pair.module}`, and target_modules does not cover it, so peft would ignore "
+                f"There are weights for `{pair.module}`, and target_modules does not cover it, so peft would "
+                f"ignore "
                 "them and the engine apply them. Use the adapter_config.json of the same training.",
                 param=pair.module,
             )

@@ -16,7 +16,7 @@ from filelock import FileLock
 from adapters import disk, fingerprint
 from adapters.errors import StoreCorrupt, StoreFull, StoreUnreachable
 from adapters.manifest import FileEntry, Manifest
-from adapters.store import Store
+from adapters.store import STALE_SECONDS, Store
 
 _MEND = "Delete that file and publish the same folder again, or restore it from a backup."
 
@@ -81,6 +81,7 @@ class Materializer:
         return stamp
 
     def _make(self, target: Path, manifest: Manifest) -> fingerprint.Stamp:
+        disk.sweep_folders(self.cache, STALE_SECONDS, prefix=".")
         building = self.cache / f".new-{uuid.uuid4().hex}"
         building.mkdir()
         try:

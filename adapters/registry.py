@@ -10,42 +10,29 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from adapters import disk
 from adapters.base import BaseModel
 from adapters.check import CHECKS, Checked, check_folder
-from adapters.errors import Conflict, StoreFull, StoreUnreachable, UnknownAdapter, UnknownAlias
+from adapters.errors import Conflict, StoreCorrupt, StoreFull, StoreUnreachable
 from adapters.manifest import (
-    AliasEntry,
     BaseRecord,
     FileEntry,
     LoraRecord,
     Manifest,
     Proof,
     ProofLevel,
-    RetireEntry,
     Serving,
-    Target,
     content_digest,
     read_serving,
 )
 from adapters.materialize import Materializer, blob_key
-from adapters.ref import MAX_VERSION, Ref, check_alias, check_name, nearest, parse_ref
-from adapters.shelf import (
-    PRODUCTION,
-    Shelf,
-    alias_key,
-    folder_of,
-    name_of,
-    read_record,
-    read_shelf,
-    retired_key,
-    version_key,
-)
-from adapters.store import LocalStore, Store
+from adapters.moves import Moves, now_utc, refuse_twin
+from adapters.ref import MAX_VERSION, Ref, check_alias, check_name, parse_ref
+from adapters.shelf import PRODUCTION, Shelf, name_of, version_key
+from adapters.store import STALE_SECONDS, LocalStore, Store
 
 __all__ = ["PRODUCTION", "Registry", "fits"]
 
@@ -55,19 +42,19 @@ def fits(manifest: Manifest, base: BaseModel) -> bool:
     return set(manifest.base.fingerprint.differences(base.fingerprint)) <= {"chat_template"}
 
 
-class Registry:
-    """All names and versions of one store; safe to share between threads."""
+class Registry(Moves):
+    """All names and versions of one store; safe to share between threads and processes."""
 
     def __init__(self, store: Store, *, cache: Path) -> None:
-        self.store = store
+        super().__init__(store)
         self.cache = cache
-        self._shelves: dict[str, Shelf] = {}
         self._materializer = Materializer(store, cache / "adapters")
 
-    # Reading ---------------------------------------------------------------------------------------------
-
     def resolve(self, reference: str | Ref) -> Manifest:
-        """The exact version that `reference` means now; UnknownAdapter, UnknownVersion, UnknownAlias, Retired."""
+        """The exact version that `reference` means now.
+
+        Raises UnknownAdapter (with the nearest names), UnknownVersion, UnknownAlias or Retired.
+        """
         ref = reference if isinstance(reference, Ref) else parse_ref(reference)
         return self._shelf(ref.name).resolve(ref)
 
@@ -81,35 +68,13 @@ class Registry:
         shelf = self._shelf(name)
         return [shelf.manifest(number) for number in shelf.versions]
 
-    def retired_versions(self, name: str) -> dict[int, RetireEntry]:
-        return dict(self._shelf(name).retired)
-
-    def aliases(self, name: str) -> dict[str, AliasEntry]:
-        return dict(self._shelf(name).aliases())
-
-    def history(self, name: str, alias: str) -> list[AliasEntry]:
-        """Every move of an alias, oldest first."""
-        shelf = self._shelf(name)
-        last = shelf.alias_seqs.get(check_alias(alias))
-        if last is None:
-            raise UnknownAlias(name, alias, sorted(shelf.aliases()))
-        keys = (alias_key(name, alias, seq) for seq in range(1, last + 1))
-        return [read_record(self.store, key, AliasEntry) for key in keys]
-
     def models_for(self, base: BaseModel) -> list[str]:
         """The names that have a version for this base which is not retired."""
-        chosen = []
-        for name in self.names():
-            shelf = self._current(name)
-            if any(fits(shelf.manifest(number), base) for number in reversed(shelf.visible())):
-                chosen.append(name)
-        return chosen
+        return [name for name in self.names() if self._serves(self._current(name), base)]
 
     def materialize(self, manifest: Manifest) -> Path:
         """A local folder with the version's files, verified; StoreCorrupt names a damaged blob."""
         return self._materializer.folder(manifest)
-
-    # Writing ---------------------------------------------------------------------------------------------
 
     def publish(
         self,
@@ -156,7 +121,7 @@ class Registry:
                 serving=chosen,
                 notes=checked.notes,
                 by=by,
-                at=_now(),
+                at=now_utc(),
                 why=why,
             )
 
@@ -165,97 +130,15 @@ class Registry:
             self.set_alias(name, alias, published.version, by=by, why=why)
         return published
 
-    def set_alias(
-        self, name: str, alias: str, version: int, *, by: str | None = None, why: str = ""
-    ) -> AliasEntry:
-        """Point an alias at a version; already there: its entry is returned and nothing is written."""
-        check_alias(alias)
-
-        def entry(shelf: Shelf, seq: int) -> AliasEntry | None:
-            shelf.resolve(Ref(name, version=version))  # it exists and is not retired
-            _refuse_twin("alias", alias, shelf.alias_seqs)
-            targets = (Target(version=version),)
-            now = shelf.aliases().get(alias)
-            if now is not None and now.targets == targets:
-                return None
-            return AliasEntry(seq=seq, targets=targets, by=by, at=_now(), why=why)
-
-        return self._append_alias(name, alias, entry)
-
-    def drop_alias(self, name: str, alias: str, *, by: str | None = None, why: str = "") -> AliasEntry:
-        """Make an alias lead nowhere; its history stays."""
-        check_alias(alias)
-
-        def entry(shelf: Shelf, seq: int) -> AliasEntry:
-            if alias not in shelf.aliases():
-                raise UnknownAlias(name, alias, sorted(shelf.aliases()))
-            return AliasEntry(seq=seq, targets=(), by=by, at=_now(), why=why)
-
-        return self._append_alias(name, alias, entry)
-
-    def rollback(
-        self, name: str, alias: str = PRODUCTION, *, by: str | None = None, why: str = ""
-    ) -> AliasEntry:
-        """Point an alias where it led before its last move, as a new entry (twice leads back again)."""
-        check_alias(alias)
-
-        def entry(shelf: Shelf, seq: int) -> AliasEntry:
-            if alias not in shelf.aliases():
-                raise UnknownAlias(name, alias, sorted(shelf.aliases()))
-            history = self.history(name, alias)
-            current = history[-1].targets
-            earlier = [one for one in reversed(history) if one.targets and one.targets != current]
-            if not earlier:
-                raise Conflict(
-                    f"The alias `{alias}` of `{name}` has never led anywhere else than to version "
-                    f"{history[-1].version}, so there is nothing to roll back to.",
-                    code="nothing_to_roll_back",
-                    param="alias",
-                )
-            for target in earlier[0].targets:
-                shelf.resolve(Ref(name, version=target.version))
-            reason = why or f"rollback to the entry {earlier[0].seq}"
-            return AliasEntry(seq=seq, targets=earlier[0].targets, by=by, at=_now(), why=reason)
-
-        return self._append_alias(name, alias, entry)
-
-    def retire(self, name: str, version: int, *, by: str | None = None, why: str = "") -> RetireEntry:
-        """Hide a version. Nothing is deleted; running requests and `restore` still find it."""
-        leading = [
-            alias
-            for alias, entry in self._shelf(name).aliases().items()
-            if any(target.version == version for target in entry.targets)
-        ]
-        if leading:
-            raise Conflict(
-                f"The alias `{leading[0]}` leads to `{name}@{version}`. Move or drop the alias first.",
-                code="alias_in_use",
-                param="version",
-            )
-        return self._append_retirement(name, version, retired=True, by=by, why=why)
-
-    def restore(self, name: str, version: int, *, by: str | None = None, why: str = "") -> RetireEntry:
-        """Show a retired version again."""
-        return self._append_retirement(name, version, retired=False, by=by, why=why)
-
-    # How ---------------------------------------------------------------------------------------------------
-
-    def _current(self, name: str) -> Shelf:
-        """The name's state now, read again when the store changed or cannot tell."""
-        shelf = self._shelves.get(name)
-        if shelf is not None and shelf.token is not None:
-            if self.store.change_token(folder_of(name)) == shelf.token:
-                return shelf
-        shelf = read_shelf(self.store, name, shelf)
-        if shelf.versions:  # names that clients made up are not remembered
-            self._shelves[name] = shelf
-        return shelf
-
-    def _shelf(self, name: str) -> Shelf:
-        shelf = self._current(name)
-        if not shelf.versions:
-            raise UnknownAdapter(name, nearest(name, (name_of(one) for one in self.store.folders("names"))))
-        return shelf
+    @staticmethod
+    def _serves(shelf: Shelf, base: BaseModel) -> bool:
+        for number in reversed(shelf.visible()):
+            try:
+                if fits(shelf.manifest(number), base):
+                    return True
+            except StoreCorrupt:
+                continue  # one damaged manifest must not hide the other names
+        return False
 
     def _check_free(self, name: str, base: BaseModel) -> None:
         reserved = {one.lower() for one in base.names}
@@ -265,7 +148,7 @@ class Registry:
                 code="reserved_name",
                 param="name",
             )
-        _refuse_twin("name", name, (name_of(one) for one in self.store.folders("names")))
+        refuse_twin("name", name, (name_of(one) for one in self.store.folders("names")))
 
     def _keep_files(self, checked: Checked) -> tuple[FileEntry, ...]:
         """Put the files into the store, by their hashes."""
@@ -274,6 +157,7 @@ class Registry:
         staging = self.cache / "staging"
         try:
             staging.mkdir(parents=True, exist_ok=True)
+            disk.sweep_folders(staging, STALE_SECONDS)
             with tempfile.TemporaryDirectory(dir=staging) as folder:
                 files = checked.write(Path(folder))
                 for entry in files:
@@ -289,9 +173,9 @@ class Registry:
 
     def _append_version(self, name: str, digest: str, make: Callable[[int], Manifest]) -> Manifest:
         while True:
-            shelf = read_shelf(self.store, name, self._shelves.get(name))
+            shelf = self._fresh(name)
             newest = shelf.versions[-1] if shelf.versions else 0
-            if newest and newest not in shelf.retired and shelf.manifest(newest).digest == digest:
+            if newest and newest not in shelf.retired and _digest(shelf, newest) == digest:
                 return shelf.manifest(newest)
             if newest >= MAX_VERSION:
                 raise Conflict(
@@ -299,50 +183,15 @@ class Registry:
                 )
             manifest = make(newest + 1)
             if self.store.put_if_absent(version_key(name, newest + 1), manifest.to_bytes()):
-                return manifest
-
-    def _append_alias(
-        self, name: str, alias: str, make: Callable[[Shelf, int], AliasEntry | None]
-    ) -> AliasEntry:
-        """Append what `make` says to the alias's log; None: the latest entry already says it."""
-        while True:
-            self._shelf(name)
-            shelf = read_shelf(self.store, name, self._shelves.get(name))
-            seq = shelf.alias_seqs.get(alias, 0) + 1
-            entry = make(shelf, seq)
-            if entry is None:
-                return shelf.aliases()[alias]
-            if self.store.put_if_absent(alias_key(name, alias, seq), entry.to_bytes()):
-                return entry
-
-    def _append_retirement(
-        self, name: str, version: int, *, retired: bool, by: str | None, why: str
-    ) -> RetireEntry:
-        while True:
-            self._shelf(name)
-            shelf = read_shelf(self.store, name, self._shelves.get(name))
-            shelf.manifest(version)
-            seq = shelf.retire_seqs.get(version, 0)
-            if seq and (version in shelf.retired) == retired:
-                return read_record(self.store, retired_key(name, version, seq), RetireEntry)
-            entry = RetireEntry(seq=seq + 1, retired=retired, by=by, at=_now(), why=why)
-            if self.store.put_if_absent(retired_key(name, version, seq + 1), entry.to_bytes()):
-                return entry
+                return self._fresh(name).manifest(newest + 1)  # as it is stored
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _refuse_twin(what: str, wanted: str, existing: Any) -> None:
-    """Two that differ only in case would be one on some file systems, and a trap for people on all."""
-    for other in existing:
-        if other != wanted and other.lower() == wanted.lower():
-            raise Conflict(
-                f"{what} `{wanted}` differs only in case from the existing `{other}`. Use that, or another.",
-                code="case_conflict",
-                param=what,
-            )
+def _digest(shelf: Shelf, version: int) -> str | None:
+    """None when the stored manifest is damaged: that must not keep a new version from being published."""
+    try:
+        return shelf.manifest(version).digest
+    except StoreCorrupt:
+        return None
 
 
 def _base_record(base: BaseModel, checked: Checked) -> BaseRecord:

@@ -70,7 +70,6 @@ class Shelf:
     alias_seqs: Mapping[str, int]  # the highest entry of each alias, dropped ones included
     retire_seqs: Mapping[int, int]
     _manifests: dict[int, Manifest] = field(default_factory=dict)
-    _aliases: dict[str, AliasEntry] = field(default_factory=dict)
     _records: dict[str, Record] = field(default_factory=dict)  # by key; shared with the next snapshot
 
     @property
@@ -82,8 +81,7 @@ class Shelf:
         found = self._manifests.get(version)
         if found is not None:
             return found
-        if version not in self.versions:
-            raise UnknownVersion(self.name, version, self.visible())
+        self.require(version)
         key = version_key(self.name, version)
         manifest = _kept(self.store, key, Manifest, self._records)
         if (manifest.name, manifest.version) != (self.name, version):
@@ -93,17 +91,25 @@ class Shelf:
         self._manifests[version] = manifest
         return manifest
 
+    def require(self, version: int) -> None:
+        if version not in self.versions:
+            raise UnknownVersion(self.name, version, self.visible())
+
     def visible(self) -> list[int]:
         return [number for number in self.versions if number not in self.retired]
 
+    def alias(self, alias: str) -> AliasEntry | None:
+        """The latest entry of an alias that leads somewhere."""
+        seq = self.alias_seqs.get(alias)
+        if seq is None:
+            return None
+        entry = _kept(self.store, alias_key(self.name, alias, seq), AliasEntry, self._records)
+        return entry if entry.targets else None
+
     def aliases(self) -> dict[str, AliasEntry]:
         """Each alias that leads somewhere, with its latest entry."""
-        if not self._aliases:
-            for alias, seq in sorted(self.alias_seqs.items()):
-                entry = _kept(self.store, alias_key(self.name, alias, seq), AliasEntry, self._records)
-                if entry.targets:
-                    self._aliases[alias] = entry
-        return self._aliases
+        entries = ((alias, self.alias(alias)) for alias in sorted(self.alias_seqs))
+        return {alias: entry for alias, entry in entries if entry is not None}
 
     def resolve(self, ref: Ref) -> Manifest:
         """The exact version that a reference means now."""
@@ -111,12 +117,11 @@ class Shelf:
             return self._open(ref.version)
         if ref.digest is not None:
             return self._by_digest(ref.digest)
-        aliases = self.aliases()
-        entry = aliases.get(ref.alias or PRODUCTION)
+        entry = self.alias(ref.alias or PRODUCTION)
         if entry is not None and entry.version is not None:
             return self._open(entry.version)
         if ref.alias is not None:
-            raise UnknownAlias(self.name, ref.alias, sorted(aliases))
+            raise UnknownAlias(self.name, ref.alias, list(self.aliases()))
         newest = self.newest
         if newest is None:
             raise Retired(self.name, None)

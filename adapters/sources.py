@@ -1,7 +1,7 @@
 """Where an adapter to be published comes from: a local folder, or a Hugging Face repository.
 
     fetch_source("./out/adapter", cache=...)       the folder itself
-    fetch_source("hf:org/name@rev", cache=...)     fetched into the cache (`org/name` without a local folder too)
+    fetch_source("hf:org/name@rev", cache=...)     fetched into the cache (also without `hf:`)
 
 Only the files that an adapter may have are fetched, never a pickle. What they are worth, `check` decides.
 """
@@ -22,11 +22,11 @@ _COMPANIONS = (".json", ".jinja", ".md", "tokenizer.model")
 
 
 def fetch_source(spec: str, *, revision: str | None = None, cache: Path) -> Path:
-    """A local folder with the adapter; BadValue, SourceNotFound, SourceUnreachable, Refused (pickles only)."""
+    """A local folder with the adapter; BadValue, SourceNotFound, SourceUnreachable, or Refused."""
     if spec.startswith(_LATER):
         raise BadValue(
-            f"source {spec!r}: {spec.split(':')[0]}:// is not supported yet. {_FORMS}; copy the adapter to a folder "
-            "first.",
+            f"source {spec!r}: {spec.split(':')[0]}:// is not supported yet. {_FORMS}; copy the "
+            "adapter to a folder first.",
             code="unsupported_source",
             param="source",
         )
@@ -64,7 +64,8 @@ def _fetch(repo: str, revision: str | None, cache: Path) -> Path:
         if "adapter_model.safetensors" not in names and pickled:
             raise Refused(
                 "pickled_weights",
-                f"{repo} has its weights only as {pickled[0]}, a pickle, which OneBase never opens. Ask its author "
+                f"{repo} has its weights only as {pickled[0]}, a pickle, which OneBase never opens. Ask its "
+                f"author "
                 "for adapter_model.safetensors, or save it so with peft where you trust the file.",
                 param=pickled[0],
             )
@@ -83,7 +84,8 @@ def _fetch(repo: str, revision: str | None, cache: Path) -> Path:
         ) from error
     except hub.HubUnreachable as error:
         raise SourceUnreachable(
-            f"Hugging Face cannot be reached for {repo!r}: {error}. Check the network, or give a local folder."
+            f"Hugging Face cannot be reached for {repo!r}: {error}. Check the network, or give a local "
+            f"folder."
         ) from error
     except hub.HubBroken as error:
         raise SourceUnreachable(f"{repo!r} did not arrive intact: {error}. Try again.") from error

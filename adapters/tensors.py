@@ -173,7 +173,7 @@ def look_at(file: BinaryIO, tensor: Tensor) -> Values:
 
 
 def same_values(first: TensorFile, one: Tensor, second: TensorFile, other: Tensor) -> bool:
-    """Do two tensors hold the same numbers? A copy that was rounded to `one`'s narrower type counts as same."""
+    """Do two tensors hold the same numbers? A copy rounded to `one`'s narrower type counts as same."""
     if one.shape != other.shape:
         return False
     if one.dtype not in _FLOATS or other.dtype not in _FLOATS:
