@@ -34,7 +34,7 @@ app.command("serve", context_settings=PASSES_FLAGS_ON)(serving.serve)
 app.command("config", context_settings=PASSES_FLAGS_ON)(serving.config)
 app.command("train")(models.train)
 app.add_typer(adapters.app, name="adapters")
-app.command("merge")(models.merge)
+adapters.app.command("merge")(models.merge)
 app.command("base")(models.base)
 app.command("demo")(serving.demo)
 

@@ -1,4 +1,4 @@
-"""`onebase train`, `onebase merge` and `onebase base`: what makes models, and what they are made from."""
+"""`onebase train`, `onebase adapters merge`, `onebase base`: what makes models, and from what."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from deploy.commands import options
 
 if TYPE_CHECKING:
     from adapters.manifest import Manifest
+    from training.config import PublishConfig, TrainConfig
     from training.train import TrainResult
 
 
@@ -52,24 +53,47 @@ def train(
 
     where = local.settings(home, store)
     checked = load_config(config, change or [])
-    if publish and checked.publish is None:
-        raise typer.BadParameter(
-            f"{config} has no `publish` section to name the adapter; add --set publish.name={checked.name}",
-            param_hint="--publish",
-        )
+    wanted = publishing(checked, publish, source=config)
     base = local.base(where, checked.model)
     from training.train import run
 
-    output_folder = out or where.home / "runs" / checked.name
     result = run(
-        checked, base, output=output_folder, data_root=data, resume=not no_resume, progress=not as_json
+        checked,
+        base,
+        output=out or where.home / "runs" / checked.name,
+        data_root=data,
+        resume=not no_resume,
+        progress=not as_json,
     )
     published = None
-    if checked.publish is not None if publish is None else publish:
+    if wanted is not None:
         from training.publish import publish as put
 
-        published = put(result, checked, local.registry(where), base)
+        published = put(result, checked.model_copy(update={"publish": wanted}), local.registry(where), base)
     report(result, published, as_json=as_json)
+
+
+def publishing(checked: TrainConfig, publish: bool | None, *, source: Path) -> PublishConfig | None:
+    """What to publish the result as, or None; whatever forbids it is said before hours of training."""
+    from adapters.ref import check_alias, check_name
+    from training.errors import PublishRefused
+
+    if publish is False or (publish is None and checked.publish is None):
+        return None
+    if checked.publish is None:
+        raise PublishRefused(
+            f"{source} has no `publish` section to name the adapter; add --set publish.name={checked.name}",
+            param="publish",
+        )
+    if checked.method != "lora":
+        raise PublishRefused(
+            f"{source} trains a full model, the registry keeps adapters: add a lora_config, or --no-publish",
+            param="publish",
+        )
+    check_name(checked.publish.name)
+    if checked.publish.alias is not None:
+        check_alias(checked.publish.alias)
+    return checked.publish.model_copy(update={"by": checked.publish.by or options.user()})
 
 
 def report(result: TrainResult, published: Manifest | None, *, as_json: bool) -> None:

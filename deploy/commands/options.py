@@ -36,7 +36,7 @@ AcceptBase = Annotated[
     bool,
     typer.Option("--accept-base", help="Take this for the adapter's base, if the shapes fit."),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist yet.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")]
 
 
 def user() -> str:

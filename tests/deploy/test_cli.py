@@ -18,8 +18,19 @@ from deploy import cli, local
 from deploy.exits import Exit
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "config", "train", "merge", "base", "demo", "adapters")
-ADAPTER_COMMANDS = ("publish", "list", "show", "check", "alias", "rollback", "history", "retire", "restore")
+COMMANDS = ("serve", "config", "train", "base", "demo", "adapters")
+ADAPTER_COMMANDS = (
+    "publish",
+    "list",
+    "show",
+    "check",
+    "merge",
+    "alias",
+    "rollback",
+    "history",
+    "retire",
+    "restore",
+)
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["adapters"], "Missing command"),
         (["adapters", "list", "--nope"], "No such option: --nope"),
         (["adapters", "alias", "a", "b", "x"], "Invalid value for 'version'"),
-        (["merge", "a"], "Missing option '--out'"),
+        (["adapters", "merge", "a"], "Missing option '--out'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_with_its_help(
