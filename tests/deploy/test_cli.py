@@ -193,6 +193,13 @@ def test_config_tells_the_origin_of_every_setting(
     assert shown["vllm_flags"] == ["--enforce-eager", "-tp=2"]
 
 
+def test_the_default_home_is_in_this_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not a folder called `~` in the current one: defaults are expanded as well (validate_default)."""
+    monkeypatch.delenv("ONEBASE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local.settings().home == tmp_path / ".onebase"
+
+
 def test_config_as_a_table(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["config", "--enable-prefix-caching"]) == 0
     lines = capsys.readouterr().out.splitlines()
