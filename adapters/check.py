@@ -243,8 +243,7 @@ def _check_tied(layout: Layout, config: LoraConfig, base: BaseModel) -> None:
         raise Refused(
             "tied_lora",
             f"ensure_weight_tying is set, and only `{ends.pop()}` is in the file, so the engine would leave "
-            f"the "
-            f"other half out. {lora_tensors.MERGE}; or train with `ensure_weight_tying: false`.",
+            f"the other half out. {lora_tensors.MERGE}; or train with `ensure_weight_tying: false`.",
             param="ensure_weight_tying",
         )
 
@@ -261,8 +260,8 @@ def _check_values(weights: TensorFile, layout: Layout) -> None:
                     raise Refused(
                         "non_finite",
                         f"`{tensor.name}` holds NaN or infinite values, which would spoil other requests in "
-                        f"the same "
-                        "batch. The training diverged: use an earlier checkpoint, or a lower learning rate.",
+                        "the same batch. The training diverged: use an earlier checkpoint, or a lower "
+                        "learning rate.",
                         param=tensor.name,
                     )
                 zero.append(values.zero)
@@ -271,8 +270,7 @@ def _check_values(weights: TensorFile, layout: Layout) -> None:
         raise Refused(
             "no_effect",
             "Every lora_B (or lora_A) is zero, so the adapter changes nothing. It was saved before it was "
-            "trained, or "
-            "the wrong weights were saved.",
+            "trained, or the wrong weights were saved.",
             param=folder.WEIGHTS,
         )
 

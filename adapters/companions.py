@@ -52,9 +52,8 @@ def check_tokenizer(folder: Path, base: BaseModel) -> None:
         raise Refused(
             "other_tokenizer",
             f"{kind} is not {base.name}'s tokenizer (tokens, ids or merges differ), so the same text would "
-            f"reach the "
-            "adapter as other tokens. Train with the base's tokenizer; if it was, remove the file and "
-            "publish again.",
+            "reach the adapter as other tokens. Train with the base's tokenizer; if it was, remove the "
+            "file and publish again.",
             param=kind,
         )
 
@@ -112,8 +111,7 @@ def trace_base(folder: Path, hint: str | None, base: BaseModel, *, accept_base: 
                 "other_base_weights",
                 f"{LINEAGE} says that the adapter was trained on other weights (base `{_name(lineage)}`, "
                 f"{recorded.weights}) than {base.name}'s ({base.fingerprint.weights}). Serve it on its own "
-                f"base; if "
-                "the two are meant to be used alike, publish with --accept-base.",
+                "base; if the two are meant to be used alike, publish with --accept-base.",
                 param=LINEAGE,
             )
         note = f"accepted although trained on other weights ({recorded.weights})"

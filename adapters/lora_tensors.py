@@ -120,8 +120,7 @@ def _refuse_foreign(tensor: Tensor, path: str) -> None:
         raise Refused(
             "adapter_name_in_tensors",
             f"The tensor `{tensor.name}` carries the adapter's name ({named[1]!r}), so it was not saved by "
-            f"peft's "
-            "`model.save_pretrained(folder)`. Save it that way.",
+            "peft's `model.save_pretrained(folder)`. Save it that way.",
             param=tensor.name,
         )
 
@@ -140,8 +139,7 @@ def _check_modules(halves: Mapping[str, Mapping[str, Tensor]], base: BaseModel) 
         raise Refused(
             "no_matching_module",
             f"None of the adapter's {len(halves)} modules exists in {base.name}: it names `{first}`, the "
-            f"base "
-            f"`{example}`. It belongs to another base.",
+            f"base `{example}`. It belongs to another base.",
             param=first,
         )
     shapes = {_numberless(module) for module in base.modules}
@@ -175,8 +173,7 @@ def _place_full(
                 raise Refused(
                     "modules_to_save",
                     f"`{tensor.name}` is a classification head, and {base.name} has none of that shape. "
-                    f"Serve it on "
-                    "a base with such a head.",
+                    "Serve it on a base with such a head.",
                     param=tensor.name,
                 )
             kept[tensor.name] = PREFIX + tensor.name.removeprefix(PREFIX)
@@ -187,8 +184,7 @@ def _place_full(
             raise Refused(
                 "full_weights",
                 f"`{tensor.name}` is a whole weight beside the LoRA, which an engine that shares one base "
-                f"cannot "
-                f"swap. {MERGE}.",
+                f"cannot swap. {MERGE}.",
                 param=tensor.name,
             )
     return kept, stripped
@@ -213,15 +209,13 @@ def _require_copy(file: TensorFile, tensor: Tensor, module: str, base: BaseModel
         raise Refused(
             "resized_embeddings",
             f"`{tensor.name}` has the shape {list(tensor.shape)}, and {base.name} has {list(rows)}: tokens "
-            f"were "
-            f"added. {MERGE}.",
+            f"were added. {MERGE}.",
             param=tensor.name,
         )
     raise Refused(
         "changed_embeddings",
         f"`{tensor.name}` is a whole weight that differs from {base.name}'s, so it was trained along; an "
-        f"engine "
-        f"that shares one base cannot swap it. {MERGE}.",
+        f"engine that shares one base cannot swap it. {MERGE}.",
         param=tensor.name,
     )
 
@@ -245,8 +239,7 @@ def _check_types(pair: Pair) -> None:
             raise Refused(
                 "wrong_dtype",
                 f"`{tensor.name}` is stored as {tensor.dtype}; LoRA weights must be F32, BF16 or F16. Save "
-                f"the "
-                "adapter unquantised.",
+                "the adapter unquantised.",
                 param=tensor.name,
             )
 
@@ -286,8 +279,7 @@ def _check_shapes(pairs: list[Pair], base: BaseModel) -> None:
         raise Refused(
             "wrong_shape",
             f"{text} (tensor `{tensor.name}`), while {len(pairs) - len(wrong)} of {len(pairs)} modules fit. "
-            f"The "
-            "file is damaged or edited: save the adapter again.",
+            "The file is damaged or edited: save the adapter again.",
             param=tensor.name,
         )
     reason = (
@@ -308,9 +300,8 @@ def _check_ranks(pairs: list[Pair], config: LoraConfig) -> None:
         if pair.b.shape[1] != pair.rank:
             raise Refused(
                 "wrong_shape",
-                f"`{pair.a.name}` has rank {pair.rank} and its lora_B {pair.b.shape[1]}. The file is damaged "
-                f"or "
-                "edited: save the adapter again.",
+                f"`{pair.a.name}` has rank {pair.rank} and its lora_B {pair.b.shape[1]}. The file is "
+                "damaged or edited: save the adapter again.",
                 param=pair.b.name,
             )
         declared = config.rank_of(pair.module)
@@ -325,8 +316,8 @@ def _check_ranks(pairs: list[Pair], config: LoraConfig) -> None:
         if not config.declares(pair.module):
             raise Refused(
                 "undeclared_module",
-                f"There are weights for `{pair.module}`, and target_modules does not cover it, so peft would "
-                f"ignore "
-                "them and the engine apply them. Use the adapter_config.json of the same training.",
+                f"There are weights for `{pair.module}`, and target_modules does not cover it, so peft "
+                "would ignore them and the engine apply them. Use the adapter_config.json of the same "
+                "training.",
                 param=pair.module,
             )

@@ -71,8 +71,7 @@ def _fetch(models: Path, repo: str, revision: str | None, partial: Path, report:
     except hub.HubMissing as error:
         raise BaseNotFound(
             f"The base {repo!r} was not found on Hugging Face: {error}. Check the spelling; a base is a "
-            f"local "
-            f"folder, a Hugging Face id (`org/name` or `org/name@revision`), or the embedded "
+            "local folder, a Hugging Face id (`org/name` or `org/name@revision`), or the embedded "
             f"`{embedded.NAME}`."
         ) from error
     except hub.HubUnreachable as error:
@@ -99,8 +98,7 @@ def _wanted(listing: hub.Listing) -> tuple[hub.RemoteFile, ...]:
         has = f"only {pickled[0]}, a pickle, which OneBase never opens" if pickled else "none"
         raise BaseBroken(
             f"The base {listing.repo!r} has no safetensors weights ({has}). Many repositories carry them at "
-            f"the "
-            "revision `refs/pr/1`; otherwise convert it with `model.save_pretrained(folder)`."
+            "the revision `refs/pr/1`; otherwise convert it with `model.save_pretrained(folder)`."
         )
     if "config.json" not in names:
         raise BaseBroken(f"The repository {listing.repo!r} has no config.json, so it is not a model.")
@@ -126,9 +124,8 @@ def _need(models: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(models).free
     if free < size:
         raise StoreFull(
-            f"{what[0].upper()}{what[1:]} needs {size / 1e9:.1f} GB in {models}, and {free / 1e9:.1f} GB are "
-            f"free. "
-            "Free some space, or point ONEBASE_HOME at a larger disk."
+            f"{what[0].upper()}{what[1:]} needs {size / 1e9:.1f} GB in {models}, and {free / 1e9:.1f} GB "
+            "are free. Free some space, or point ONEBASE_HOME at a larger disk."
         )
 
 

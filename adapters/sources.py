@@ -65,8 +65,7 @@ def _fetch(repo: str, revision: str | None, cache: Path) -> Path:
             raise Refused(
                 "pickled_weights",
                 f"{repo} has its weights only as {pickled[0]}, a pickle, which OneBase never opens. Ask its "
-                f"author "
-                "for adapter_model.safetensors, or save it so with peft where you trust the file.",
+                "author for adapter_model.safetensors, or save it so with peft where you trust the file.",
                 param=pickled[0],
             )
         target = cache / f"{repo.replace('/', '--')}@{listing.commit}"
