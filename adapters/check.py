@@ -250,23 +250,20 @@ def _check_tied(layout: Layout, config: LoraConfig, base: BaseModel) -> None:
 
 def _check_values(weights: TensorFile, layout: Layout) -> None:
     """Finite everywhere, and at least one module whose B·A is not zero."""
-    effective = False
+    zero: set[str] = set()
     with weights.path.open("rb") as file:
-        for pair in layout.pairs:
-            zero = []
-            for tensor in (pair.a, pair.b):
-                values = tensors.look_at(file, tensor)
-                if not values.finite:
-                    raise Refused(
-                        "non_finite",
-                        f"`{tensor.name}` holds NaN or infinite values, which would spoil other requests in "
-                        "the same batch. The training diverged: use an earlier checkpoint, or a lower "
-                        "learning rate.",
-                        param=tensor.name,
-                    )
-                zero.append(values.zero)
-            effective = effective or not any(zero)
-    if not effective:
+        for name in layout.names:
+            values = tensors.look_at(file, weights.tensors[name])
+            if not values.finite:
+                raise Refused(
+                    "non_finite",
+                    f"`{name}` holds NaN or infinite values, which would spoil other requests in the same "
+                    "batch. The training diverged: use an earlier checkpoint, or a lower learning rate.",
+                    param=name,
+                )
+            if values.zero:
+                zero.add(name)
+    if all(pair.a.name in zero or pair.b.name in zero for pair in layout.pairs):
         raise Refused(
             "no_effect",
             "Every lora_B (or lora_A) is zero, so the adapter changes nothing. It was saved before it was "

@@ -100,8 +100,8 @@ def arrange(file: TensorFile, config: LoraConfig, base: BaseModel) -> Layout:
             "no_matching_module", f"{file.path.name} holds no LoRA weights. Save the adapter again."
         )
     pairs = [_pair(module, parts) for module, parts in sorted(halves.items())]
-    for pair in pairs:
-        _check_types(pair)
+    for name in names:
+        _check_type(file.tensors[name])
     _check_shapes(pairs, base)
     _check_ranks(pairs, config)
     return Layout(tuple(pairs), names, tuple(stripped))
@@ -233,15 +233,14 @@ def _pair(module: str, parts: Mapping[str, Tensor]) -> Pair:
     return Pair(module, parts["A"], parts["B"])
 
 
-def _check_types(pair: Pair) -> None:
-    for tensor in (pair.a, pair.b):
-        if tensor.dtype not in DTYPES:
-            raise Refused(
-                "wrong_dtype",
-                f"`{tensor.name}` is stored as {tensor.dtype}; LoRA weights must be F32, BF16 or F16. Save "
-                "the adapter unquantised.",
-                param=tensor.name,
-            )
+def _check_type(tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise Refused(
+            "wrong_dtype",
+            f"`{tensor.name}` is stored as {tensor.dtype}; LoRA weights must be F32, BF16 or F16. Save the "
+            "adapter unquantised.",
+            param=tensor.name,
+        )
 
 
 def _expected(pair: Pair, base: BaseModel) -> tuple[int, int]:
