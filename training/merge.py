@@ -8,6 +8,7 @@ sums.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def _merged(base: BaseModel, adapter_folder: Path, settings: dict[str, Any]) -> 
     if _touches_embeddings(settings):
         _untie(model)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(adapter_folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of, `_check_complete` refuses
+            adapted = peft.PeftModel.from_pretrained(model, str(adapter_folder))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().replace("\n\t", " ").partition("\n")[0]
         raise MergeRefused(f"{adapter_folder} does not fit {base.name}: {first}") from error

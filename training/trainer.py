@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adapters import disk
 from training.batching import LengthBuckets, Samples, collate, supervised_tokens
@@ -61,6 +61,7 @@ class FineTuner(Trainer):
             data_collator=partial(collate, pad=pad),
             callbacks=[*callbacks, stopper] if stopper else callbacks,
         )
+        self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
         if stopper:
             stopper.save_best = self.save_best

@@ -93,8 +93,8 @@ DEVICES = (
         "blinds",
         _each("blinds | shutters | shades"),
         (
-            Action("open", _each("open the {device} in the {room} | pull up the {room} {device}")),
-            Action("close", _each("close the {room} {device} | let down the {device} in the {room}")),
+            Action("open", _each("open the {device} in the {room} | pull the {room} {device} open")),
+            Action("close", _each("close the {room} {device} | pull the {device} in the {room} shut")),
             Action("set", _MOVE, _percent),
         ),
     ),
@@ -104,10 +104,10 @@ DEVICES = (
     Device("fan", _each("fan | ventilator"), (_ON, _OFF, Action("set", _RUN, _percent))),
     Device(
         "door",
-        _each("door | door lock"),
+        _each("door | doors"),
         (
-            Action("lock", _each("lock the {room} {device} | secure the {device} in the {room}")),
-            Action("unlock", _each("unlock the {room} {device} | release the {device} in the {room}")),
+            Action("lock", _each("lock the {room} {device} | lock up the {device} in the {room}")),
+            Action("unlock", _each("unlock the {room} {device} | undo the {device} in the {room}")),
         ),
     ),
 )

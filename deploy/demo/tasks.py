@@ -137,11 +137,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("home", "Turn the home command into JSON with device, room, action, value.", home),
-        Task(
-            "tickets",
-            "Route the message to a desk: billing, delivery, returns, login, bug, feature, security, sales.",
-            tickets,
-        ),
+        Task("tickets", "Route the message to a desk.", tickets),
         Task("dates", "Write the date in the sentence as ISO 8601.", dates),
     )
 }
