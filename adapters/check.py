@@ -7,7 +7,6 @@ Nothing is unpickled, no tensor is held whole in memory, and no engine is asked.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -301,8 +300,3 @@ def _notes(layout: Layout, config: LoraConfig, *, as_it_is: bool) -> tuple[str, 
         if idle:
             notes.append(f"target_modules names {', '.join(idle)}, for which there are no weights")
     return tuple(notes)
-
-
-def reasons_json() -> str:
-    """The reasons as JSON, for documentation."""
-    return json.dumps(dict(REASONS), indent=1)

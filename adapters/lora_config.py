@@ -22,6 +22,7 @@ MAX_PATTERNS = 5000
 Value = TypeVar("Value")
 
 _HEADS = {"score", "classifier"}
+_TIED = {"lm_head", "embed_tokens"}
 _MERGE = (
     "`onebase adapters merge FOLDER --base BASE --out DIR` makes a whole model of it, to be served as a base"
 )
@@ -95,6 +96,8 @@ class LoraConfig:
         """Does `target_modules` cover this module? A regular expression is taken at its word."""
         if isinstance(self.target_modules, str) or not self.target_modules:
             return True
+        if self.ensure_weight_tying and module.rpartition(".")[2] in _TIED:
+            return True  # peft adds the other end of the tie by itself
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
     def _scale(self, rank: int, alpha: float) -> float:

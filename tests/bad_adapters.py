@@ -619,6 +619,14 @@ def lora_on_embeddings_with_a_copy(draft: Draft) -> None:
 
 
 @unusual
+def lora_tied_at_both_ends(draft: Draft) -> None:
+    lora_on_embeddings_with_a_copy(draft)
+    _, vocabulary, width = embedding(draft.base)
+    draft.config["ensure_weight_tying"] = True
+    draft.add("lm_head", width, vocabulary)
+
+
+@unusual
 def copy_of_the_head(draft: Draft) -> None:
     draft.tensors[f"{PREFIX}lm_head.weight"] = embedding_weights(draft.base)
 
