@@ -189,6 +189,9 @@ class TrainConfig(Strict):
     lora_config: LoraConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: what the hardware is fast at"
+    )
     publish: PublishConfig | None = None
 
     _folder: Path | None = PrivateAttr(None)

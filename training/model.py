@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,19 +21,32 @@ from training.errors import ModelProblem
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
+    """`weights` is how a frozen base is held, `arithmetic` how matrices are multiplied; what is trained is
+    float32.
+    """
+
     device: str
-    dtype: torch.dtype
+    weights: torch.dtype
+    arithmetic: torch.dtype
 
     @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+    def name(self) -> str:
+        return str(self.arithmetic).removeprefix("torch.")
 
 
-def pick_hardware() -> Hardware:
-    """bfloat16 where the hardware has instructions for it; on a CPU without them it is many times slower."""
+def pick_hardware(dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Hardware:
+    """bfloat16 where the hardware has instructions for it; on a CPU without them it is many times slower.
+
+    On a CPU the base stays float32 and only the arithmetic is bfloat16: measured 1.3 s a step, against 2.4 s
+    in float32 and 5.4 s with the base in bfloat16 as well (SmolLM2-135M, two cores with avx512_bf16).
+    """
     if torch.cuda.is_available():
-        return Hardware("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
-    return Hardware("cpu", torch.bfloat16 if _cpu_has_bf16() else torch.float32)
+        device, able = "cuda", torch.cuda.is_bf16_supported()
+    else:
+        device, able = "cpu", _cpu_has_bf16()
+    if dtype == "float32" or (dtype == "auto" and not able):
+        return Hardware(device, torch.float32, torch.float32)
+    return Hardware(device, torch.bfloat16 if device == "cuda" else torch.float32, torch.bfloat16)
 
 
 def _cpu_has_bf16() -> bool:
@@ -73,7 +86,13 @@ def attach(model: Any, lora: LoraConfig | None, base: BaseModel) -> Any:
     with warnings.catch_warnings():
         # Said of tied embeddings, whose merge we take care of ourselves (merge.py).
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        return peft.get_peft_model(model, settings)
+        adapted = peft.get_peft_model(model, settings)
+    adapted.create_or_update_model_card = _no_model_card
+    return adapted
+
+
+def _no_model_card(_folder: str) -> None:
+    """peft writes a README of blanks to fill in with every save; lineage records say more."""
 
 
 def _check_targets(lora: LoraConfig, base: BaseModel) -> None:

@@ -117,7 +117,6 @@ def _is_path(text: str) -> bool:
 def write_adapter(model: Any, base: BaseModel, record: dict[str, Any], target: Path) -> None:
     staging = _staging(target)
     model.save_pretrained(staging, save_embedding_layers=False)
-    (staging / "README.md").unlink(missing_ok=True)
     settings = json.loads((staging / "adapter_config.json").read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = public_name(base)
     settings["revision"] = base.revision

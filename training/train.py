@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -61,22 +62,18 @@ def run(
     """Train, evaluate before and after, write the result below `output`. Finished runs are returned as they
     are.
     """
-    import torch
-
-    hardware = pick_hardware()
+    hardware = pick_hardware(config.dtype)
     tokenizer = open_tokenizer(base.folder)
-    dtype = (
-        hardware.dtype if config.method == "lora" else torch.float32
-    )  # full: float32 weights, bf16 arithmetic
     context = int(base.config.get("max_position_embeddings") or 2**31)
     data = load_data(config, tokenizer, data_root=data_root, base_name=base.name, context=context)
     folder = RunFolder(output)
-    identity = _identity(config, base, data)
+    identity = _identity(config, base, data, hardware)
     finished = read_result(output) if resume and read_json(output / "run.json") == identity else None
     if finished:
         return finished
     set_seed(config.optimiser.seed)
-    model = attach(open_model(base.folder, dtype, hardware.device), config.lora_config, base)
+    weights = hardware.weights if config.method == "lora" else torch.float32
+    model = attach(open_model(base.folder, weights, hardware.device), config.lora_config, base)
     need_space(output, 4 * _weights_on_disk(model), "this run")
     folder.open(identity, resume=resume)
     job = _Job(config, base, folder, hardware, tokenizer, model, data, progress)
@@ -159,12 +156,15 @@ def _train(job: _Job) -> dict[str, Any]:
     best = stopper.best if stopper else None
     if best:
         trainer.load_weights(run.best)
+    trainer.accelerator.unwrap_model(
+        job.model, keep_fp32_wrapper=False
+    )  # scores after as before: in full precision
     return {
         "steps": max(done, trainer.state.global_step),
         "kept_step": best.step if best else max(done, trainer.state.global_step),
         "stopped_early": bool(stopper and stopper.stopped),
         "trainable_parameters": trainable_parameters(job.model),
-        "dtype": job.hardware.dtype_name,
+        "dtype": job.hardware.name,
         "device": job.hardware.device,
         "train_seconds": round(time.monotonic() - started, 1),
     }
@@ -198,12 +198,13 @@ def _evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     return {"scores": evaluation.scores, "answers": [answer.record() for answer in answers]}
 
 
-def _identity(config: TrainConfig, base: BaseModel, data: Data) -> dict[str, Any]:
+def _identity(config: TrainConfig, base: BaseModel, data: Data, hardware: Hardware) -> dict[str, Any]:
     """What makes two runs the same run: a resume under anything else would be a mixture."""
     return {
         "config": {key: value for key, value in config.effective().items() if key != "publish"},
         "data": data.lineage,
         "base": base.fingerprint.to_json(),
+        "dtype": hardware.name,
     }
 
 

@@ -93,8 +93,7 @@ class FineTuner(Trainer):
         ignore_keys: Any = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            loss = held_out_loss(self.model, self.held_out, self.config.evaluation, self.pad)
+        loss = held_out_loss(self.model, self.held_out, self.config.evaluation, self.pad)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -178,7 +177,7 @@ def _arguments(
         optim="adamw_torch_fused",
         seed=optimiser.seed,
         data_seed=optimiser.seed,
-        bf16=hardware.dtype is torch.bfloat16,
+        bf16=hardware.arithmetic is torch.bfloat16,
         use_cpu=hardware.device == "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.base import BaseModel, open_base
-from tests.training.tiny import ROWS, Configure, Write, make_model
-from training.config import TrainConfig
-from training.config_file import check_config
+from tests.training.tiny import Configure, Write, make_config, make_model, write_rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """A tiny model gains nothing from more, and waits for them on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -31,35 +37,10 @@ def tokenizer(base: BaseModel) -> Any:
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Writes rows as JSON lines into the test's folder."""
-
-    def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return path
-
-    return write_rows
+    return lambda name, rows: write_rows(tmp_path / name, rows)
 
 
 @pytest.fixture
-def configure(write: Write, tmp_path: Path) -> Configure:
+def configure(tmp_path: Path) -> Configure:
     """A small config over ROWS; keyword arguments replace whole sections."""
-
-    def make(**sections: Any) -> TrainConfig:
-        write("train.jsonl", ROWS)
-        write("eval.jsonl", ROWS[:4])
-        values: dict[str, Any] = {
-            "model": "tiny",
-            "name": "test",
-            "data": {
-                "format": "prompt-completion",
-                "train": {"file": str(tmp_path / "train.jsonl")},
-                "eval": {"file": str(tmp_path / "eval.jsonl")},
-            },
-            "lora_config": {"r": 4, "lora_alpha": 8},
-            "optimiser": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 6},
-            "evaluation": {"metrics": ["loss"]},
-        }
-        values.update(sections)
-        return check_config({key: value for key, value in values.items() if value is not None})
-
-    return make
+    return partial(make_config, tmp_path)

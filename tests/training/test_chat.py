@@ -92,7 +92,7 @@ def test_without_an_end_token_in_the_template_all_of_the_turn_is_learned(
 class Merging:
     """Letters are tokens, but `a:` and `:b` stick together: what a prompt's end can do to a completion."""
 
-    eos_token_id = 0
+    eos_token_id: int | None = 0
     chat_template = "unused"
     pairs = (":b",)
 

@@ -15,9 +15,10 @@ import torch
 
 from adapters.base import BaseModel
 from adapters.check import check_folder
-from tests.training.tiny import Configure
+from tests.training.tiny import Configure, make_config
 from training.config import TrainConfig
 from training.errors import Interrupted, LossNotFinite, ModelProblem, NoDiskSpace, RunMismatch
+from training.loss import summed_loss
 from training.result import TrainResult
 from training.train import run
 from training.trainer import FineTuner
@@ -79,7 +80,8 @@ def test_lora_leaves_a_clean_peft_folder(
 
 
 def test_training_learns_and_says_so(go: Go, configure: Configure, tmp_path: Path) -> None:
-    result = go(configure(optimiser={"learning_rate": 0.05, "batch_size": 4, "max_steps": 12}))
+    quick = {"learning_rate": 0.01, "batch_size": 4, "max_steps": 12}
+    result = go(configure(optimiser=quick, lora_config=None))
     assert result.scores["after"]["loss"] < result.scores["before"]["loss"] - 1
     assert [line["step"] for line in losses(tmp_path / "run")] == list(range(1, 13))
     assert result.lineage["steps"] == 12
@@ -87,10 +89,10 @@ def test_training_learns_and_says_so(go: Go, configure: Configure, tmp_path: Pat
     assert result.lineage["data"]["train"]["rows"] == 12
     assert set(result.lineage["versions"]) >= {"python", "torch", "transformers", "peft"}
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "adapter",
         "after.json",
         "before.json",
         "metrics.jsonl",
+        "model",
         "report.json",
         "run.json",
     ]
@@ -110,6 +112,12 @@ def test_full_parameters_without_the_section(go: Go, configure: Configure, base:
     )
     assert result.lineage["trainable_parameters"] == sum(p.numel() for p in before.parameters())
     assert result.lineage["method"] == "full"
+
+
+def test_bfloat16_arithmetic_learns_as_well(go: Go, configure: Configure) -> None:
+    result = go(configure(dtype="bfloat16", lora_config=None))
+    assert result.lineage["dtype"] == "bfloat16"
+    assert result.scores["after"]["loss"] < result.scores["before"]["loss"]
 
 
 def test_the_same_seed_gives_the_same_weights(go: Go, configure: Configure) -> None:
@@ -136,39 +144,55 @@ LONGER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("step", [2, 5, 7, 10])
+@pytest.fixture(scope="module")
+def whole(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """The run of LONGER that nobody interrupts; its folder lies in the run's."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(make_config(folder, **LONGER), base, output=folder / "run", progress=False)
+
+
+@pytest.mark.parametrize("step", [2, 7])
 def test_resume_gives_the_losses_of_an_uninterrupted_run(
-    go: Go, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    go: Go,
+    configure: Configure,
+    whole: TrainResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
 ) -> None:
-    whole = go(configure(**LONGER), "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, step, raise_interrupt)
         with pytest.raises(Interrupted, match=f"stopped at step {(step - 1) // 3 * 3} of 10"):
             go(configure(**LONGER), "torn")
     resumed = go(configure(**LONGER), "torn")
-    assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "torn") == losses(whole.folder.parent)
     name = "adapter_model.safetensors"
     assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 def test_a_polite_stop_saves_at_once(
-    go: Go, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    go: Go,
+    configure: Configure,
+    whole: TrainResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = go(configure(**LONGER), "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(Interrupted, match=r"stopped at step 5 of 10.*Run the same command again"):
             go(configure(**LONGER), "torn")
     assert (tmp_path / "torn" / "checkpoints" / "step-5" / "complete").is_file()
     go(configure(**LONGER), "torn")
-    assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
-    assert whole.lineage["steps"] == 10
+    assert losses(tmp_path / "torn") == losses(whole.folder.parent)
 
 
 def test_a_half_written_checkpoint_does_not_count(
-    go: Go, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    go: Go,
+    configure: Configure,
+    whole: TrainResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    go(configure(**LONGER), "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, 5, raise_interrupt)
         with pytest.raises(Interrupted):
@@ -180,22 +204,25 @@ def test_a_half_written_checkpoint_does_not_count(
     with (tmp_path / "torn" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     go(configure(**LONGER), "torn")
-    assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "torn") == losses(whole.folder.parent)
 
 
 def test_a_run_killed_after_its_last_step_trains_no_further(
-    go: Go, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    go: Go,
+    configure: Configure,
+    whole: TrainResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import training.train as module
 
-    whole = go(configure(**LONGER), "whole")
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_adapter", lambda *_: raise_interrupt())
         with pytest.raises(Interrupted, match="stopped at step 10 of 10"):
             go(configure(**LONGER), "torn")
         patch.undo()
     resumed = go(configure(**LONGER), "torn")
-    assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "torn") == losses(whole.folder.parent)
     assert resumed.lineage["steps"] == 10
     name = "adapter_model.safetensors"
     assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
@@ -236,7 +263,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
 ) -> None:
     import training.trainer as module
 
-    right, left = module.summed_loss, [5]
+    right, left = summed_loss, [5]
 
     def summed(*args: Any) -> torch.Tensor:
         left[0] -= 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from training.config import TrainConfig
+from training.config_file import check_config
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -63,3 +65,28 @@ def make_model(folder: Path, *, tied: bool = True, seed: int = 0) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_config(folder: Path, **sections: Any) -> TrainConfig:
+    """A small config over ROWS; keyword arguments replace whole sections, None takes one out."""
+    train, held_out = write_rows(folder / "train.jsonl", ROWS), write_rows(folder / "eval.jsonl", ROWS[:4])
+    values: dict[str, Any] = {
+        "model": "tiny",
+        "name": "test",
+        "dtype": "float32",
+        "data": {
+            "format": "prompt-completion",
+            "train": {"file": str(train)},
+            "eval": {"file": str(held_out)},
+        },
+        "lora_config": {"r": 4, "lora_alpha": 8},
+        "optimiser": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 6},
+        "evaluation": {"metrics": ["loss"]},
+    }
+    values.update(sections)
+    return check_config({key: value for key, value in values.items() if value is not None})
