@@ -31,7 +31,7 @@ class Admission:
         return len(self._line)
 
     @contextlib.asynccontextmanager
-    async def enter(self, principal: Principal) -> AsyncIterator[None]:
+    async def enter(self, principal: Principal) -> AsyncIterator[None]:  # noqa: ARG002 - quotas a tenant will read it
         """Raises Overloaded (429) when the line is full, NotReady (503) at shutdown or after too long a wait."""
         await self._acquire()
         self.running += 1
@@ -56,7 +56,8 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append(turn)
         try:
-            await asyncio.wait_for(turn, self._max_wait_s)
+            async with asyncio.timeout(self._max_wait_s):
+                await turn
         except BaseException as error:
             with contextlib.suppress(ValueError):
                 self._line.remove(turn)
@@ -75,11 +76,3 @@ class Admission:
                 turn.set_result(None)
                 return
         self._free += 1
-
-    async def drain(self, timeout_s: float) -> int:
-        """Let nobody in any more and wait for those inside; returns how many were left after `timeout_s`."""
-        self.closed = True
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self.running and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
-        return self.running

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from adapters.base import BaseModel, open_base
 from adapters.errors import AdapterError
+from adapters.manifest import Manifest
 from adapters.registry import Registry, fits
 from adapters.store import LocalStore
 from server import routes
@@ -49,12 +50,12 @@ class App:
 
     asgi: Gateway
     admission: Admission
-    residency: Residency
+    residency: Residency[Manifest]
     metrics: Metrics
 
     async def attach(self, session: Session, base: BaseModel) -> None:
         """A fresh engine: count its work, forget what the last one held."""
-        session.engine.generate = metered(session.engine.generate, self.metrics, base.name)  # type: ignore[method-assign]
+        session.engine.generate = metered(session.engine.generate, self.metrics, base.name)
         self.residency.attach(session)
 
 
@@ -113,13 +114,13 @@ def main(loaded: Loaded) -> int:
     console = Console(file=sys.stderr)
     began = time.monotonic()
     listener = _listen(settings)
+    record = settings.home / "cache" / "engine" / "start.json"
     with contextlib.closing(listener):
-        with StartProgress(settings.home / "cache" / "engine" / "start.json", console=console) as progress:
-            with progress.phase("base model"):
-                base = _named(open_base(settings.model, home=settings.home, name=settings.name), settings)
-                registry = Registry(LocalStore(settings.store_path), cache=settings.home / "cache")
-                demand = _demand(registry, base, settings)
-                chosen = plan.make(settings, hardware.detect(), base.config, demand, loaded.vllm_flags)
+        with StartProgress(record, console=console) as progress, progress.phase("base model"):
+            base = _named(open_base(settings.model, home=settings.home, name=settings.name), settings)
+            registry = Registry(LocalStore(settings.store_path), cache=settings.home / "cache")
+            demand = _demand(registry, base, settings)
+            chosen = plan.make(settings, hardware.detect(), base.config, demand, loaded.vllm_flags)
         _show(chosen, base, demand, console)
         set_environment(chosen.environment)
         return asyncio.run(
@@ -159,23 +160,27 @@ async def _run(
     )
     server = _Server(config, app.admission)
     engine = asyncio.create_task(host.run())
-    engine.add_done_callback(lambda task: server.stop())
+    engine.add_done_callback(lambda _: server.stop())
     http = asyncio.create_task(server.serve(sockets=[listener]))
-    with StartProgress(settings.home / "cache" / "engine" / "ready.json", console=console) as progress:
-        with progress.phase("engine"):
-            up = asyncio.create_task(ready.wait())
-            await asyncio.wait({up, http}, return_when=asyncio.FIRST_COMPLETED)
-            up.cancel()
-    if ready.is_set():
-        address, port = listener.getsockname()[:2]
-        console.print(
-            f"ready in {time.monotonic() - began:.1f} s: http://{address}:{port}/v1  "
-            f"base `{base.name}`, {len(registry.names())} adapters in the registry",
-            highlight=False,
-        )
-    await http
-    host.stop()
-    await engine
+    record = settings.home / "cache" / "engine" / "ready.json"
+    try:
+        with StartProgress(record, console=console) as progress:
+            with progress.phase("engine"):
+                up = asyncio.create_task(ready.wait())
+                await asyncio.wait({up, http}, return_when=asyncio.FIRST_COMPLETED)
+                up.cancel()
+            if not ready.is_set():
+                progress.forget("engine")
+        if ready.is_set():
+            console.print(
+                f"ready in {time.monotonic() - began:.1f} s: {_url(listener)}/v1  "
+                f"base `{base.name}`, {len(registry.names())} adapters in the registry",
+                highlight=False,
+            )
+        await http
+    finally:
+        host.stop()
+        await engine
     return 0
 
 
@@ -210,7 +215,8 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            mend = f"choose another with --port {settings.port + 1}, or stop what listens there"
+            other = settings.port + 1 if settings.port < 65535 else 0
+            mend = f"choose another with --port {other}, or stop what listens there"
             raise StartError(
                 f"port {settings.port} on {settings.host} is taken; {mend}", param="port"
             ) from None
@@ -219,6 +225,11 @@ def _listen(settings: Settings) -> socket.socket:
         ) from None
     listener.set_inheritable(False)
     return listener
+
+
+def _url(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def _named(base: BaseModel, settings: Settings) -> BaseModel:

@@ -35,7 +35,8 @@ class Authenticator:
         if sent is None:
             raise Unauthorized("no API key: send `Authorization: Bearer KEY`", param="authorization")
         # Compared with every key in constant time, so that timing tells nothing of a key's beginning.
-        if not any([hmac.compare_digest(sent, key) for key in self._keys]):
+        matches = [hmac.compare_digest(sent, key) for key in self._keys]
+        if not any(matches):
             raise Unauthorized("unknown API key; ask the server's owner for one", param="authorization")
         return Principal()
 

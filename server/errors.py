@@ -7,6 +7,8 @@
      |- Unauthorized        401    no key, or an unknown one
      |- Forbidden           403    a known key without the right
      |- ModelNotFound       404    no such model; names the nearest
+     |- MethodNotAllowed    405    a route of ours, asked by the wrong method
+     |- Conflict            409    contradicts what is already there
      |- BodyTooLarge        413
      |- Unservable          422    the adapter exists and cannot be served here
      |- Overloaded          429    queue full
@@ -76,6 +78,18 @@ class ModelNotFound(ServerError):
     type = "invalid_request_error"
 
 
+class MethodNotAllowed(ServerError):
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+
+class Conflict(ServerError):
+    status = 409
+    code = "conflict"
+    type = "invalid_request_error"
+
+
 class BodyTooLarge(ServerError):
     status = 413
     code = "request_too_large"
@@ -100,16 +114,24 @@ class NotReady(ServerError):
     type = "server_error"
 
 
+# The HTTP face of every registry error, subclasses included; tests/server/test_errors.py holds it complete.
+FACES: tuple[tuple[type[registry.AdapterError], type[ServerError]], ...] = (
+    (registry.BadReference, BadRequest),
+    (registry.BadValue, BadRequest),
+    (registry.NotFound, ModelNotFound),
+    (registry.Retired, ModelNotFound),
+    (registry.Conflict, Conflict),
+    (registry.Refused, Unservable),
+    (registry.SourceUnreachable, NotReady),
+    (registry.BaseUnreachable, NotReady),
+    (registry.BaseProblem, ServerError),
+    (registry.StoreProblem, NotReady),
+)
+
+
 def from_adapter_error(error: registry.AdapterError, *, param: str = "model") -> ServerError:
     """The HTTP face of a registry error: same message, the status that the design gives it."""
-    table: tuple[tuple[type[registry.AdapterError], type[ServerError]], ...] = (
-        (registry.BadReference, BadRequest),
-        (registry.NotFound, ModelNotFound),
-        (registry.Retired, ModelNotFound),
-        (registry.Refused, Unservable),
-        (registry.StoreProblem, NotReady),
-    )
-    for kind, face in table:
+    for kind, face in FACES:
         if isinstance(error, kind):
             mapped = face(str(error), param=param)
             if face is Unservable:
@@ -118,6 +140,11 @@ def from_adapter_error(error: registry.AdapterError, *, param: str = "model") ->
                 mapped.retry_after = 5.0
             return mapped
     return ServerError(str(error), param=param)
+
+
+def internal() -> ServerError:
+    """What a client is told of an error that nobody foresaw."""
+    return ServerError("internal error; the server's log has it under this request id")
 
 
 def body(error: ServerError, request_id: str, *, anthropic: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Every refusal happens before the first byte; whatever fails later is an error ev
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -15,12 +16,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from adapters.errors import AdapterError
+from adapters.manifest import Manifest
 from server import errors, usage
 from server.admission import Admission
 from server.auth import Authenticator
 from server.engine.host import EngineHost
 from server.engine.residency import Residency
-from server.errors import BadRequest, BodyTooLarge, Forbidden, ServerError
+from server.errors import BadRequest, BodyTooLarge, Forbidden, NotReady, ServerError
 from server.metrics import Metrics
 from server.resolve import Resolver, Target
 
@@ -34,14 +36,28 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # vLLM routes that steer the engine rather than use it; they get rights of their own with keys that have rights.
 _CLOSED = (
-    "/scale_elastic_ep",
-    "/is_scaling_elastic_ep",
-    "/sleep",
-    "/wake_up",
-    "/reset_",
+    "/abort_requests",
     "/collective_rpc",
+    "/fault_tolerance/",
+    "/finish_weight_update",
+    "/inference/v1/abort_requests",
+    "/init_weight_transfer_engine",
+    "/is_scaling_elastic_ep",
     "/pause",
+    "/release_kv_cache_memory",
+    "/reset_",
     "/resume",
+    "/scale_elastic_ep",
+    "/server_info",
+    "/shutdown_weight_transfer_engine",
+    "/sleep",
+    "/start_",
+    "/stop_profile",
+    "/update_weight",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/wake_up",
+    "/weight_",
 )
 
 
@@ -57,7 +73,7 @@ class Gateway:
         authenticator: Authenticator,
         admission: Admission,
         resolver: Resolver,
-        residency: Residency,
+        residency: Residency[Manifest],
         metrics: Metrics,
         max_body: int,
     ) -> None:
@@ -84,12 +100,17 @@ class Gateway:
             await self._refuse(answer, error)
         except AdapterError as error:
             await self._refuse(answer, errors.from_adapter_error(error))
+        except asyncio.CancelledError:
+            if not self.admission.closed:
+                raise
+            # Shutdown gave this request its time; the client is told that it was cut, instead of a bare end.
+            problem = NotReady("the server shut down before the answer was complete", retry_after=5.0)
+            await self._refuse(answer, problem)
         except (
             Exception
         ):  # the outermost edge: nobody sees a stack trace, the log has it with the request's id
             log.exception("request %s failed", answer.request_id)
-            problem = ServerError("internal error; the server's log has it under this request id")
-            await self._refuse(answer, problem)
+            await self._refuse(answer, errors.internal())
         finally:
             usage.arrival.reset(token)
 
@@ -121,26 +142,25 @@ class Gateway:
                 await session.app(scope, _replay(body, receive), answer.send)
                 return
             target = self.resolver.target(data)
-            body = json.dumps(self.resolver.prepare(data, target, path)).encode()
+            body = _dump(self.resolver.prepare(data, target, path))
             scope["headers"] = _as_json(scope["headers"], len(body))
 
             # generate and stream
-            await self._generate(session.app, scope, _replay(body, receive), answer, target)
+            await self._generate(scope, _replay(body, receive), answer, target)
 
-    async def _generate(
-        self, app: App, scope: Scope, receive: Receive, answer: _Answer, target: Target
-    ) -> None:
+    async def _generate(self, scope: Scope, receive: Receive, answer: _Answer, target: Target) -> None:
         """Let vLLM answer, the adapter held in the engine until the last byte."""
         if target.manifest is None:
-            await app(scope, receive, answer.send)
+            await self.host.session.app(scope, receive, answer.send)
             return
         async with self.residency.lease(target.manifest):
-            await app(scope, receive, answer.send)
+            # Asked only now: the engine may have been restarted while this request waited for its adapter.
+            await self.host.session.app(scope, receive, answer.send)
 
     async def _refuse(self, answer: _Answer, error: ServerError) -> None:
         self.metrics.refused.labels(error.code).inc()
-        if answer.finished:
-            return
+        if answer.finished or (answer.started and not answer.events):
+            return  # nothing can be added to a body of another kind; cut short, the client's HTTP library notices
         body = errors.body(error, answer.request_id, anthropic=answer.path.startswith("/v1/messages"))
         raw = json.dumps(body).encode()
         if answer.started:
@@ -164,11 +184,14 @@ class _Answer:
         self.request_id = _request_id(scope["headers"])
         self.started = False
         self.finished = False
+        self.events = False  # the body is a stream of server-sent events
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            kept = [h for h in message.get("headers", ()) if h[0].lower() != b"x-request-id"]
+            sent = list(message.get("headers", ()))
+            self.events = any(n.lower() == b"content-type" and b"event-stream" in v for n, v in sent)
+            kept = [h for h in sent if h[0].lower() != b"x-request-id"]
             message = {**message, "headers": [*kept, (b"x-request-id", self.request_id.encode())]}
         elif message["type"] == "http.response.body" and not message.get("more_body"):
             self.finished = True
@@ -216,25 +239,31 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
 
 
 def _parse(body: bytes, headers: list[tuple[bytes, bytes]]) -> dict[str, Any] | None:
-    """The JSON object in the body; None when the body is something else by its own word (a form with audio).
+    """The JSON object in the body; None when there is no body, or it is something else by its own word (a form).
 
     `curl -d` says "form" of everything; what begins as a JSON object is taken as one.
     """
-    kind = next((v for n, v in headers if n == b"content-type"), b"application/json")
-    if b"json" not in kind and not (b"urlencoded" in kind and body.lstrip()[:1] == b"{"):
+    sent = next((v for n, v in headers if n == b"content-type"), b"application/json")
+    kind = sent.partition(b";")[0].lower()
+    is_json = b"json" in kind or (b"urlencoded" in kind and body.lstrip()[:1] == b"{")
+    if not body or not is_json:
         return None
     try:
         data = json.loads(body)
     except RecursionError:
         raise BadRequest("the body nests too deeply", param="body") from None
     except ValueError as error:
-        raise BadRequest(
-            f"the body is not valid JSON: {error}",
-            param="body",
-        ) from None
+        raise BadRequest(f"the body is not valid JSON: {error}", param="body") from None
     if not isinstance(data, dict):
         raise BadRequest(f"the body must be a JSON object, not {type(data).__name__}", param="body")
     return data
+
+
+def _dump(data: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(data).encode()
+    except RecursionError:  # the encoder gives up a little earlier than the parser
+        raise BadRequest("the body nests too deeply", param="body") from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,7 +31,7 @@ class StartProgress:
         self._took: dict[str, float] = {}
         self._bar: Progress | None = None
 
-    def __enter__(self) -> StartProgress:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -47,7 +48,7 @@ class StartProgress:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if error[0] is None:
+        if error[0] is None and self._took:
             with contextlib.suppress(OSError):
                 self._record.parent.mkdir(parents=True, exist_ok=True)
                 self._record.write_text(json.dumps(self._took))
@@ -66,6 +67,10 @@ class StartProgress:
             self._took[name] = time.monotonic() - began
             if stop is not None:
                 stop()
+
+    def forget(self, name: str) -> None:
+        """A phase that was cut short says nothing about how long it takes."""
+        self._took.pop(name, None)
 
     def _animate(self, bar: Progress, name: str, expected: float) -> Callable[[], None]:
         """Moves the bar in a thread of its own, since the phase blocks; the returned call ends it."""
@@ -89,8 +94,9 @@ class StartProgress:
 
 
 def _read(path: Path) -> dict[str, float]:
+    """Seconds by phase; whatever is wrong with the file only costs the forecast."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return {k: float(v) for k, v in data.items()} if isinstance(data, dict) else {}
+    except (OSError, ValueError, TypeError):
         return {}
-    return {k: float(v) for k, v in data.items()} if isinstance(data, dict) else {}

@@ -17,6 +17,10 @@ from adapters.manifest import Manifest
 from adapters.registry import Registry, fits
 from server.errors import BadRequest, ModelNotFound, Unservable, from_adapter_error
 
+# Routes that write text, and those of vLLM's that turn messages into a prompt by the base's template only.
+_GENERATES = ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/cohere", "/invocations")
+_NO_TEMPLATE = ("/v1/messages", "/v1/responses", "/cohere")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -94,7 +98,9 @@ class Resolver:
 
     def prepare(self, body: dict[str, Any], target: Target, path: str) -> dict[str, Any]:
         """The body for the engine: exact model name, and the version's serving block where the client was silent."""
-        if body.get("chat_template") is not None and not self._trust_templates:
+        options = body.get("chat_template_kwargs")
+        sent = body.get("chat_template") or (isinstance(options, dict) and options.get("chat_template"))
+        if sent and not self._trust_templates:
             raise BadRequest(
                 "chat_template is not taken from requests; publish it with the adapter, or start the server with "
                 "--trust-request-chat-template",
@@ -111,16 +117,23 @@ class Resolver:
                 f"`{self._tool_parser}`; start one with --tool-call-parser {serving.tool_parser}",
                 param="tools",
             )
+        if serving.chat_template and path.startswith(_NO_TEMPLATE):
+            raise Unservable(
+                f"`{target.model}` needs its own chat template, which {path} cannot be given; "
+                "send the request to /v1/chat/completions",
+                param="model",
+            )
+        defaults = dict(serving.generation) if changed.keys() & {"messages", "prompt", "input"} else {}
+        if path.startswith(_GENERATES):
+            if serving.stop:
+                defaults["stop_sequences" if path.startswith("/v1/messages") else "stop"] = list(serving.stop)
+            if serving.stop_token_ids:
+                defaults["stop_token_ids"] = list(serving.stop_token_ids)
         if serving.chat_template and "messages" in changed:
-            changed.setdefault("chat_template", serving.chat_template)
-        if "messages" in changed or "prompt" in changed or "input" in changed:
-            for key, value in (serving.generation or {}).items():
-                changed.setdefault(key, value)
-        if "messages" in changed or "prompt" in changed:
-            if serving.stop and not path.startswith("/v1/messages"):
-                changed.setdefault("stop", list(serving.stop))
-            if serving.stop_token_ids and path.startswith(("/v1/chat", "/v1/completions")):
-                changed.setdefault("stop_token_ids", list(serving.stop_token_ids))
+            defaults["chat_template"] = serving.chat_template
+        for key, value in defaults.items():
+            if changed.get(key) is None:  # JSON's null is what SDKs send for "not given"
+                changed[key] = value
         return changed
 
 

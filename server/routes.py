@@ -21,7 +21,7 @@ from server import errors
 from server.admission import Admission
 from server.engine.host import EngineHost
 from server.engine.residency import Residency
-from server.errors import ServerError, from_adapter_error
+from server.errors import MethodNotAllowed, ServerError, from_adapter_error
 from server.metrics import Metrics
 from server.resolve import Resolver
 
@@ -52,7 +52,7 @@ def create_routes(
     registry: Registry,
     base: BaseModel,
     resolver: Resolver,
-    residency: Residency,
+    residency: Residency[Manifest],
     admission: Admission,
     metrics: Metrics,
     created: int,
@@ -71,6 +71,16 @@ def create_routes(
     @app.exception_handler(AdapterError)
     async def refuse_adapter(request: Request, error: AdapterError) -> JSONResponse:
         return await refuse(request, from_adapter_error(error))
+
+    @app.exception_handler(405)
+    async def refuse_method(request: Request, _: Exception) -> JSONResponse:
+        problem = MethodNotAllowed(f"{request.url.path} does not answer {request.method}", param="method")
+        return await refuse(request, problem)
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, _: Exception) -> JSONResponse:
+        # Starlette raises the error again behind this answer, so that the gateway logs it.
+        return await refuse(request, errors.internal())
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:
@@ -102,7 +112,8 @@ def create_routes(
 
     def adapter_card(name: str) -> dict[str, Any]:
         """One card a name: what it answers with now, and every version and alias, loaded or not."""
-        versions = registry.versions(name)
+        hidden = registry.retired_versions(name)
+        versions = [v for v in registry.versions(name) if v.version not in hidden]
         current = resolver.named(name).manifest
         loaded = set(residency.resident)
         shown = [v for v in versions if resolver.fits(v)]

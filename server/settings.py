@@ -89,6 +89,13 @@ class Settings(BaseModel):
     def _expand(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
+    @field_validator("api_keys")
+    @classmethod
+    def _no_blank_key(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(key.strip() for key in keys):
+            raise ValueError("an empty key would let everybody in; is a variable unset?")
+        return keys
+
     @property
     def store_path(self) -> Path:
         return self.store or self.home / "registry"
@@ -130,9 +137,8 @@ def parse_command_line(argv: Sequence[str], environ: Mapping[str, str] | None = 
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else "settings"
-        raise SettingsError(
-            key, values.get(key), f"{first['msg']} (from {origin.get(key, 'default')})"
-        ) from None
+        shown = None if key == "api_keys" else values.get(key)
+        raise SettingsError(key, shown, f"{first['msg']} (from {origin.get(key, 'default')})") from None
     return Loaded(settings, {k: origin.get(k, "default") for k in Settings.model_fields}, tuple(rest))
 
 

@@ -12,7 +12,8 @@ import logging
 import os
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,19 +58,31 @@ class Session:
             await self.engine.add_lora(request)
         except Exception as error:  # the engine hands on whatever its worker raised
             if not self.alive:
-                raise NotReady("the engine died; it is being restarted", retry_after=5.0) from error
+                raise _died() from error
             # vLLM leaves a failed adapter half registered: the same id would then "succeed".
-            await self.engine.remove_lora(lora_id)
+            await self._forget(lora_id)
             raise Unservable(f"the engine refuses `{ref}`: {_one_line(error)}", param="model") from error
         self.models.lora_requests[ref] = request
 
     async def remove_adapter(self, ref: str, lora_id: int) -> None:
-        """Take an adapter out of vLLM's routes and out of the engine's memory."""
+        """Take an adapter out of vLLM's routes and out of the engine's memory; NotReady (503) when it has died."""
         self.models.lora_requests.pop(ref, None)
-        await self.engine.remove_lora(lora_id)
+        await self._forget(lora_id)
+
+    async def _forget(self, lora_id: int) -> None:
+        try:
+            await self.engine.remove_lora(lora_id)
+        except Exception as error:
+            if not self.alive:
+                raise _died() from error
+            raise
 
 
-class _Stopper:
+def _died() -> NotReady:
+    return NotReady("the engine died; it is being restarted", retry_after=5.0)
+
+
+class Stopper:
     """Stands where vLLM's handlers expect the HTTP server; they set `should_exit` when the engine has died."""
 
     def __init__(self) -> None:
@@ -121,7 +134,7 @@ def parse_flags(model: str, flags: Sequence[str], *, served_name: str, seed: int
 
 
 @contextlib.asynccontextmanager
-async def open_session(args: Namespace, stopper: _Stopper, generation: int) -> AsyncIterator[Session]:
+async def open_session(args: Namespace, stopper: Stopper, generation: int) -> AsyncIterator[Session]:
     """Start the engine and build vLLM's complete application around it; both end with the context.
 
     The engine is made in a thread, as that blocks for half a minute and probes must be answered meanwhile.
@@ -136,6 +149,10 @@ async def open_session(args: Namespace, stopper: _Stopper, generation: int) -> A
     validate_api_server_args(args)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = await asyncio.to_thread(engine_args.create_engine_config, UsageContext.OPENAI_API_SERVER)
+    if os.environ.get("TRY_UNI"):
+        config.parallel_config.distributed_executor_backend = "uni"
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["GOMP_CPU_AFFINITY"] = "0"
     engine = await asyncio.to_thread(
         AsyncLLM.from_vllm_config,
         vllm_config=config,
@@ -158,16 +175,22 @@ async def open_session(args: Namespace, stopper: _Stopper, generation: int) -> A
         await asyncio.to_thread(engine.shutdown, config.shutdown_timeout)
 
 
+Open = Callable[[Namespace, Stopper, int], AbstractAsyncContextManager[Session]]
+
+
 @dataclass(slots=True)
 class EngineHost:
     """Keeps one engine alive.
 
     `prepare()` gives vLLM's parsed arguments; it runs once, in a thread, since importing vLLM takes seconds.
-    `on_start(session)` runs each time an engine is up, before requests are let in.
+    `on_start(session)` runs each time an engine is up, before requests are let in. `open` makes an engine;
+    `backoff` are the seconds before each restart, the last for all further ones.
     """
 
     prepare: Callable[[], Namespace]
     on_start: Callable[[Session], Awaitable[None]]
+    open: Open = open_session
+    backoff: Sequence[float] = _BACKOFF_S
     state: str = "starting"
     ready_s: float | None = None
     restarts: int = 0
@@ -194,13 +217,24 @@ class EngineHost:
 
     async def run(self) -> None:
         """Start, watch and restart until `stop`; an engine that never came up raises StartError."""
+        try:
+            await self._run()
+        finally:
+            self._session = None
+            if self.state != "failed":
+                self.state = "stopped"
+
+    async def _run(self) -> None:
         attempt = 0
-        args = await asyncio.to_thread(self.prepare)
+        try:
+            args = await asyncio.to_thread(self.prepare)
+        except Exception as error:
+            raise self._failed(error) from error
         while not self._stop.is_set():
             began = time.monotonic()
-            stopper = _Stopper()
+            stopper = Stopper()
             try:
-                async with open_session(args, stopper, self.restarts) as session:
+                async with self.open(args, stopper, self.restarts) as session:
                     await self.on_start(session)
                     self._session, self.state, self.problem = session, "ready", None
                     self.max_model_len = session.engine.model_config.max_model_len
@@ -209,28 +243,34 @@ class EngineHost:
                     lived = time.monotonic() - began - self.ready_s
                     attempt = 0 if lived > 60 else attempt
                     self._session = None
-                    self.state = "stopping" if self._stop.is_set() else "restarting"
-            except asyncio.CancelledError:
-                raise
+                    if self._stop.is_set():
+                        self.state = "stopping"
+                    else:
+                        self.state, self.problem = "restarting", "the engine died"
             except Exception as error:  # whatever the engine raises at start is one line for the user
                 self._session = None
-                log.debug("engine start failed", exc_info=True)
-                self.problem = _one_line(error)
                 if self.ready_s is None:
-                    self.state = "failed"
-                    raise StartError(f"the engine did not start: {self.problem}") from error
-                self.state = "restarting"
+                    raise self._failed(error) from error
+                self.state, self.problem = "restarting", _one_line(error)
                 log.error("engine: %s", self.problem)
             if self._stop.is_set():
                 break
-            wait = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+            wait = self.backoff[min(attempt, len(self.backoff) - 1)]
             attempt += 1
             self.restarts += 1
-            log.error("the engine died; restart %d in %.0f s", self.restarts, wait)
+            log.error("the engine is down; restart %d in %.0f s", self.restarts, wait)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), wait)
 
-    async def _watch(self, session: Session, stopper: _Stopper) -> None:
+    def _failed(self, error: Exception) -> StartError:
+        """What ends the first start, in one line."""
+        log.debug("engine start failed", exc_info=error)
+        self.state, self.problem = "failed", _one_line(error)
+        if isinstance(error, StartError):
+            return error
+        return StartError(f"the engine did not start: {self.problem}")
+
+    async def _watch(self, session: Session, stopper: Stopper) -> None:
         """Return when the engine has died or `stop` was asked for."""
         stop = asyncio.create_task(self._stop.wait())
         died = asyncio.create_task(stopper.died.wait())
@@ -244,7 +284,7 @@ class EngineHost:
             died.cancel()
 
 
-def set_environment(environment: dict[str, str] | Any) -> None:
+def set_environment(environment: Mapping[str, str]) -> None:
     """Put the plan's variables in place before vLLM is imported; what the user exported wins."""
     for key, value in environment.items():
         os.environ.setdefault(key, value)

@@ -172,8 +172,9 @@ def _memory(
         chosen["kv_cache_gb"] = Choice(space, "set")
     if space * GIB < length * token:
         raise StartError(
-            f"kv_cache_gb = {space} cannot hold one sequence of {length} tokens ({length * token / GIB:.2f} GiB needed, "
-            f"{hardware.memory / GIB:.1f} GiB free); lower --max-model-len or raise --kv-cache-gb",
+            f"kv_cache_gb = {space} cannot hold one sequence of {length} tokens "
+            f"({length * token / GIB:.2f} GiB needed, {hardware.memory / GIB:.1f} GiB free); "
+            "lower --max-model-len or raise --kv-cache-gb",
             param="kv_cache_gb",
         )
 

@@ -38,5 +38,5 @@ def register() -> None:
         )
         return str(stock())
 
-    kind.get_punica_wrapper = classmethod(get_punica_wrapper)  # type: ignore[method-assign,assignment]
-    kind._onebase_hook = True  # type: ignore[attr-defined]
+    kind.get_punica_wrapper = classmethod(get_punica_wrapper)
+    kind._onebase_hook = True

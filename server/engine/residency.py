@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from server.errors import NotReady, ServerError, Unservable
 
@@ -30,6 +30,9 @@ class Version(Protocol):
 
     @property
     def ref(self) -> str: ...
+
+
+V = TypeVar("V", bound=Version)
 
 
 class Observer(Protocol):
@@ -61,11 +64,11 @@ class _Want:
 
 
 @dataclass(slots=True)
-class Residency:
+class Residency(Generic[V]):
     """`places` adapters in memory at once. `files(version)` gives the folder of an exact version (may block)."""
 
     places: int
-    files: Callable[[Version], Path]
+    files: Callable[[V], Path]
     observer: Observer
     patience: float = 2.0
     longest_wait: float = 60.0
@@ -87,13 +90,15 @@ class Residency:
         return [p.ref for p in sorted(self._held.values(), key=lambda p: p.used_at)]
 
     @contextlib.asynccontextmanager
-    async def lease(self, version: Version) -> AsyncIterator[None]:
+    async def lease(self, version: V) -> AsyncIterator[None]:
         """Hold `version` in the engine; raises Unservable (422) or NotReady (503) before anything is generated."""
         place = await self._take(version)
         try:
             if place.loading is not None:
                 # Shielded: one client's disconnect must not undo a load that others wait for.
                 await asyncio.shield(place.loading)
+            if self._held.get(place.ref) is not place:
+                raise NotReady(f"the engine was restarted while `{place.ref}` was loaded", retry_after=5.0)
             yield
         finally:
             place.users -= 1
@@ -101,12 +106,12 @@ class Residency:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _take(self, version: Version) -> _Place:
+    async def _take(self, version: V) -> _Place:
         """A place with this version in it or on its way, counted as used."""
         ref = version.ref
         failed = self._failed.get(ref)
         if failed and time.monotonic() - failed[0] < _FAILURE_KEPT_S:
-            raise failed[1]
+            raise failed[1].with_traceback(None)
         place = self._held.get(ref)
         if place is not None and not place.draining:
             place.users += 1
@@ -142,23 +147,27 @@ class Residency:
             )
         if waited >= self.patience:
             self._drain_one()
-        left = self.patience - waited if waited < self.patience else 0.5
+        left = min(self.patience - waited if waited < self.patience else 0.5, self.longest_wait - waited)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), max(0.01, left))
+            async with asyncio.timeout(max(0.01, left)):
+                await self._changed.wait()
 
-    def _try_take(self, version: Version) -> _Place | None:
+    def _try_take(self, version: V) -> _Place | None:
         """Join a place, or fill a free or idle one when this adapter is first in line."""
         ref = version.ref
         place = self._held.get(ref)
         first = next(iter(self._wanting)) == ref if self._wanting else True
         if place is not None:
-            if place.draining and not (first and place.users == 0):
+            if place.draining and not first:
                 return None
             place.draining = False
             place.users += 1
             return place
         if not first:
             return None
+        session = self._session
+        if session is None:
+            raise NotReady("the engine is not up", retry_after=5.0)
         victim = None
         if len(self._held) >= self.places:
             idle = [p for p in self._held.values() if p.users == 0 and p.loading is None]
@@ -166,9 +175,6 @@ class Residency:
                 return None
             victim = min(idle, key=lambda p: (not p.draining, p.used_at))
             del self._held[victim.ref]
-        session = self._session
-        if session is None:
-            raise NotReady("the engine is not up", retry_after=5.0)
         place = _Place(ref, session.next_adapter_id(), users=1, used_at=time.monotonic())
         self._held[ref] = place
         place.loading = asyncio.create_task(self._load(session, version, place, victim))
@@ -186,7 +192,7 @@ class Residency:
             if busy:
                 min(busy, key=lambda p: (p.users, p.used_at)).draining = True
 
-    async def _load(self, session: Session, version: Version, place: _Place, victim: _Place | None) -> None:
+    async def _load(self, session: Session, version: V, place: _Place, victim: _Place | None) -> None:
         """Take the victim out, put the version in; on failure leave no trace of it in the engine."""
         ref = place.ref
         began = time.monotonic()

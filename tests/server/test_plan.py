@@ -50,10 +50,18 @@ def test_the_largest_published_rank_is_served() -> None:
 
 
 def test_what_is_set_wins_and_is_passed_on() -> None:
-    settings = Settings(max_loras=2, max_cpu_loras=4, max_lora_rank=8, dtype="float16", max_model_len=512, kv_cache_gb=0.5)
+    settings = Settings(
+        max_loras=2, max_cpu_loras=4, max_lora_rank=8, dtype="float16", max_model_len=512, kv_cache_gb=0.5
+    )
     plan = make(settings, LAPTOP, CONFIG, Demand(50, 64), ["--enforce-eager"])
     flags = " ".join(plan.flags)
-    for part in ("--max-loras 2", "--max-cpu-loras 4", "--max-lora-rank 8", "--dtype float16", "--max-model-len 512"):
+    for part in (
+        "--max-loras 2",
+        "--max-cpu-loras 4",
+        "--max-lora-rank 8",
+        "--dtype float16",
+        "--max-model-len 512",
+    ):
         assert part in flags
     assert f"--kv-cache-memory-bytes {GIB // 2}" in flags
     assert flags.endswith("--enforce-eager")

@@ -65,9 +65,9 @@ class Seen:
         self.waits += 1
 
 
-def make(places: int, engine: Engine, **options: Any) -> tuple[Residency, Seen]:
+def make(places: int, engine: Engine, **options: Any) -> tuple[Residency[Version], Seen]:
     seen = Seen()
-    residency = Residency(places, lambda version: Path("/nowhere"), seen, **options)
+    residency = Residency[Version](places, lambda _: Path("/nowhere"), seen, **options)
     residency.attach(cast(Session, engine))
     return residency, seen
 

@@ -26,7 +26,15 @@ def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Pat
 
 
 def test_what_is_not_ours_goes_to_vllm_unchanged() -> None:
-    flags = ["some/model", "--port", "9", "--tensor-parallel-size", "2", "--quantization=awq", "--enforce-eager"]
+    flags = [
+        "some/model",
+        "--port",
+        "9",
+        "--tensor-parallel-size",
+        "2",
+        "--quantization=awq",
+        "--enforce-eager",
+    ]
     loaded = parse_command_line(flags, {})
     assert loaded.settings.model == "some/model"
     assert loaded.vllm_flags == ("--tensor-parallel-size", "2", "--quantization=awq", "--enforce-eager")
@@ -43,7 +51,12 @@ def test_keys_come_repeated_or_with_commas() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("prt: 1", "did you mean `port`"), ("port: many", "port = 'many'"), ("- 1", "key: value"), ("a: [", "not valid YAML")],
+    [
+        ("prt: 1", "did you mean `port`"),
+        ("port: many", "port = 'many'"),
+        ("- 1", "key: value"),
+        ("a: [", "not valid YAML"),
+    ],
 )
 def test_a_bad_file_names_key_value_and_mend(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "onebase.yaml"
