@@ -68,6 +68,8 @@ CODES: Mapping[type[Exception], Exit] = {
     server.Unauthorized: Exit.DENIED,
     server.Forbidden: Exit.DENIED,
     server.ModelNotFound: Exit.NOT_FOUND,
+    server.MethodNotAllowed: Exit.USAGE,
+    server.Conflict: Exit.CONFLICT,
     server.BodyTooLarge: Exit.USAGE,
     server.Unservable: Exit.REFUSED,
     server.Overloaded: Exit.UNAVAILABLE,
