@@ -60,16 +60,16 @@ class RunFolder:
         if known is None:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise RunMismatch(
-                    f"{self.path} is not empty and not a training run; choose another --output",
-                    param="output",
+                    f"{self.path} is not empty and not a training run; choose another --out",
+                    param="out",
                 )
         elif not resume:
             shutil.rmtree(self.path)
         elif known != identity:
             raise RunMismatch(
-                f"{self.path} holds another run: {_differences(known, identity)}; choose another --output, "
+                f"{self.path} holds another run: {_differences(known, identity)}; choose another --out, "
                 "or start over with --no-resume (it deletes what is there)",
-                param="output",
+                param="out",
             )
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "run.json", identity)

@@ -130,7 +130,7 @@ class NoDiskSpace(RunProblem):
     def __init__(self, folder: str, needed: int, free: int, what: str) -> None:
         super().__init__(
             f"{what} needs about {_size(needed)} under {folder}, {_size(free)} are free; free some space or "
-            "choose another --output"
+            "choose another --out"
         )
         self.needed = needed
         self.free = free

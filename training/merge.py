@@ -32,7 +32,7 @@ def merge(base: BaseModel, adapter_folder: Path, output: Path) -> Path:
     known = read_json(adapter_folder / RECORD)
     _check_base(base, adapter_folder, known)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise MergeRefused(f"{output} is not empty; choose another output folder", param="output")
+        raise MergeRefused(f"{output} is not empty; choose another output folder", param="out")
     need_space(output, _bytes_of_weights(base), "the merged model")
     with quiet_transformers():
         merged = _merged(base, adapter_folder, settings)
