@@ -106,9 +106,7 @@ _ORDINALS = {
 
 
 def spoken(number: int) -> str:
-    """0 to 199 in words."""
-    if number >= 100:
-        return "a hundred" + (f" and {spoken(number - 100)}" if number > 100 else "")
+    """0 to 99 in words."""
     if number < 20:
         return _ONES[number]
     tens, ones = divmod(number, 10)
