@@ -100,7 +100,8 @@ class LoraConfig(Strict):
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "orthogonal", "pissa", "olora"] = True
+    # Only what starts as the base itself and is saved as it is served (PiSSA and OLoRA shift the base's weights).
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
     bias: Literal["none"] = "none"
     task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
     modules_to_save: list[str] = []
@@ -213,6 +214,17 @@ class TrainConfig(Strict):
     def _held_out_needed(self) -> TrainConfig:
         if not self.holds_out and self.evaluation.every_steps is not None:
             raise ValueError("evaluation.every_steps needs held-out data: set data.eval or data.eval_share")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_published_can_be_served(self) -> TrainConfig:
+        lora = self.lora_config
+        if self.publish is not None and lora is not None and (lora.use_dora or lora.modules_to_save):
+            name = "use_dora" if lora.use_dora else "modules_to_save"
+            raise ValueError(
+                f"an adapter with lora_config.{name} cannot be served as it is: take out `publish` and merge the "
+                "result into its base (`onebase adapters merge`), or take out the setting"
+            )
         return self
 
     @property

@@ -69,6 +69,7 @@ def test_empty_lora_section_is_not_taken_for_full(yaml: Path) -> None:
         ("lora_config.target_modules=[]", "name at least one module"),
         ("data.train={dataset: openai/gsm8k}", "name the `split` of openai/gsm8k"),
         ("data.train={limit: 3}", "give a `dataset`"),
+        ("lora_config.init_lora_weights=pissa", "`lora_config.init_lora_weights` is 'pissa'"),
         ("data.train=null", "`data.train` is missing"),
         ("data", "--set data: write it as path=value"),
         ("model.x=1", "'model' is 'smollm2-135m', it has no keys below it"),
@@ -77,6 +78,12 @@ def test_empty_lora_section_is_not_taken_for_full(yaml: Path) -> None:
 )  # fmt: skip
 def test_bad_values_are_named_with_their_mend(yaml: Path, override: str, says: str) -> None:
     assert says in refused(yaml, override)
+
+
+def test_what_cannot_be_served_is_not_published(yaml: Path) -> None:
+    says = refused(yaml, "lora_config={use_dora: true}", "publish={name: x}")
+    assert "an adapter with lora_config.use_dora cannot be served" in says
+    assert load_config(yaml, ["lora_config={use_dora: true}"]).method == "lora"
 
 
 def test_scientific_notation_without_a_point(yaml: Path) -> None:
