@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 
 from adapters.base import BaseModel
 from adapters.errors import AdapterError
@@ -73,9 +74,11 @@ def create_routes(
         return await refuse(request, from_adapter_error(error))
 
     @app.exception_handler(405)
-    async def refuse_method(request: Request, _: Exception) -> JSONResponse:
+    async def refuse_method(request: Request, error: HTTPException) -> JSONResponse:
         problem = MethodNotAllowed(f"{request.url.path} does not answer {request.method}", param="method")
-        return await refuse(request, problem)
+        answer = await refuse(request, problem)
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
     async def fail(request: Request, _: Exception) -> JSONResponse:

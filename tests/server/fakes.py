@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-
 from server.engine.host import EngineHost, Session
 from server.errors import NotReady, Unservable
 from server.gateway import Message, Receive, Scope, Send
@@ -218,6 +217,15 @@ def call(
         await app(scope, inbox.get, send)
 
     return Call(asyncio.create_task(run()), reply, lambda: inbox.put_nowait({"type": "http.disconnect"}))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what has no event of its own."""
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
 
 
 async def ask(app: Asgi, path: str, body: Any = None, **options: Any) -> Reply:

@@ -206,3 +206,111 @@ async def test_a_new_engine_starts_empty() -> None:
     async with residency.lease(Version("a@1")):
         assert "a@1" in fresh.held
     assert seen.loads == ["a@1", "a@1"]
+
+
+async def test_draining_ends_when_nobody_waits_any_more() -> None:
+    """A long stream keeps its adapter busy; the one that waited for its place has left."""
+    engine = Engine(1)
+    residency, _ = make(1, engine, patience=0.01, longest_wait=0.05)
+    async with residency.lease(Version("hot@1")):
+        with pytest.raises(NotReady):  # it had hot@1 drained meanwhile
+            async with residency.lease(Version("cold@1")):
+                pass
+
+        async def join() -> None:
+            async with residency.lease(Version("hot@1")):
+                pass
+
+        await asyncio.wait_for(join(), 0.04)
+
+
+async def test_a_restart_while_leases_are_held() -> None:
+    """What was held in the dead engine is given back without touching the new one's places."""
+    engine, fresh = Engine(1), Engine(1)
+    residency, seen = make(1, engine)
+    async with residency.lease(Version("a@1")):
+        residency.attach(cast("Session", fresh))
+        async with residency.lease(Version("a@1")), residency.lease(Version("a@1")):
+            assert list(fresh.held) == ["a@1"]
+        async with residency.lease(Version("b@1")):
+            assert list(fresh.held) == ["b@1"]
+    async with residency.lease(Version("b@1")):
+        assert list(fresh.held) == ["b@1"]
+    assert list(engine.held) == ["a@1"]
+    assert seen.loads == ["a@1", "a@1", "b@1"]
+
+
+async def test_a_restart_during_a_load_tells_the_waiting_to_come_back() -> None:
+    engine, fresh = Engine(1, load_s=0.02), Engine(1)
+    residency, _ = make(1, engine)
+
+    async def use() -> None:
+        async with residency.lease(Version("a@1")):
+            pass
+
+    users = [asyncio.create_task(use()) for _ in range(3)]
+    await asyncio.sleep(0.005)
+    residency.attach(cast("Session", fresh))
+    results = await asyncio.gather(*users, return_exceptions=True)
+    assert all(isinstance(result, NotReady) for result in results)
+    await use()
+    assert list(fresh.held) == ["a@1"]
+
+
+async def test_files_that_cannot_be_had_free_the_place() -> None:
+    engine = Engine(1)
+
+    def missing(version: Version) -> Path:
+        raise OSError("gone")
+
+    residency = Residency[Version](1, missing, Seen())
+    residency.attach(cast("Session", engine))
+    for _ in range(2):
+        with pytest.raises(OSError, match="gone"):
+            async with residency.lease(Version("a@1")):
+                pass
+    assert residency.resident == []
+    residency.files = lambda _: Path("/nowhere")
+    async with residency.lease(Version("a@1")):
+        assert residency.resident == ["a@1"]
+
+
+async def test_before_the_first_engine_it_is_503() -> None:
+    residency = Residency[Version](1, lambda _: Path("/nowhere"), Seen())
+    with pytest.raises(NotReady):
+        async with residency.lease(Version("a@1")):
+            pass
+    residency.attach(cast("Session", Engine(1)))
+    async with residency.lease(Version("a@1")):
+        pass
+
+
+async def test_chaos_keeps_engine_and_books_equal() -> None:
+    """Cancelled, refused, late and restarted requests in random order; afterwards everything still fits."""
+    order = random.Random(3)
+    engine = Engine(3, load_s=0.001, bad={"a7@1"})
+    residency, _ = make(3, engine, patience=0.005, longest_wait=0.05)
+
+    async def use(ref: str) -> None:
+        async with residency.lease(Version(ref)):
+            assert ref in engine.held
+            await asyncio.sleep(order.random() / 100)
+            assert ref in engine.held
+
+    tasks = []
+    for _ in range(300):
+        tasks.append(asyncio.create_task(use(f"a{order.randrange(10)}@1")))
+        if order.random() < 0.3:
+            order.choice(tasks).cancel()
+        await asyncio.sleep(order.random() / 2000)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    kinds = (type(None), NotReady, Unservable, asyncio.CancelledError)
+    assert all(isinstance(result, kinds) for result in results), results
+    assert sum(result is None for result in results) > 50
+    await asyncio.sleep(0.05)
+    assert sorted(residency.resident) == sorted(engine.held)
+    assert not residency._wanting
+    assert not any(place.users for place in residency._held.values())
+    for ref in ("x@1", "y@1", "z@1"):
+        await asyncio.wait_for(use(ref), 1)
+    assert sorted(engine.held) == ["x@1", "y@1", "z@1"]

@@ -86,3 +86,10 @@ def test_explain_hides_keys_and_lists_every_setting() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("argv", [["--api-key", ""], ["--api-key", "secret", "--api-key", " "]])
+def test_an_empty_key_is_refused_and_no_key_is_shown(argv: list[str]) -> None:
+    with pytest.raises(SettingsError, match="empty key") as refused:
+        parse_command_line(argv, {})
+    assert "secret" not in str(refused.value)
