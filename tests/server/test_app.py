@@ -292,6 +292,7 @@ async def test_an_engine_that_dies_leaves_the_door_open(run: Callable[[Factory],
     factory = Factory()
     running = run(factory)
     await until(lambda: "ready in" in running.printed.getvalue())
+    factory.plan = [RuntimeError("still broken") for _ in range(9)]
     factory.stoppers[0].should_exit = True
     await until(lambda: factory.log[-1] == "down")
     reader, writer = await asyncio.open_connection(*running.listener.getsockname()[:2])
