@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
+import psutil
 import uvicorn
 from prometheus_client import REGISTRY, CollectorRegistry
 from rich.console import Console
@@ -30,8 +33,8 @@ from adapters.store import LocalStore
 from server import routes
 from server.admission import Admission
 from server.auth import Authenticator
-from server.engine import hardware, plan
-from server.engine.host import EngineHost, Session, parse_flags, set_environment
+from server.engine import hardware, plan, warm
+from server.engine.host import EngineHost, Session, open_session, parse_flags, set_environment
 from server.engine.residency import Residency
 from server.errors import StartError
 from server.gateway import Gateway
@@ -42,6 +45,8 @@ from server.settings import Loaded, Settings
 from server.usage import metered
 
 log = logging.getLogger("onebase")
+
+_BIND = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 @dataclass(slots=True)
@@ -122,9 +127,13 @@ def main(loaded: Loaded) -> int:
             demand = _demand(registry, base, settings)
             chosen = plan.make(settings, hardware.detect(), base.config, demand, loaded.vllm_flags)
         _show(chosen, base, demand, console)
+        # Whoever binds threads by vLLM's own variable gets vLLM's own processes.
+        warmed = settings.warm_start and "threads" in chosen.choices and _BIND not in os.environ
         set_environment(chosen.environment)
+        if warmed:
+            warm.begin(warm.thread_environment(plan.cores_of(chosen["threads"])))
         return asyncio.run(
-            _run(settings, loaded.vllm_flags, chosen, base, registry, listener, console, began)
+            _run(settings, loaded.vllm_flags, chosen, base, registry, listener, console, began, warmed)
         )
 
 
@@ -137,6 +146,7 @@ async def _run(
     listener: socket.socket,
     console: Console,
     began: float,
+    warmed: bool,
 ) -> int:
     ready = asyncio.Event()
 
@@ -144,7 +154,11 @@ async def _run(
         await app.attach(session, base)
         ready.set()
 
-    host = EngineHost(lambda: parse_flags(str(base.folder), chosen.flags, served_name=base.name), on_start)
+    host = EngineHost(
+        prepare=lambda: parse_flags(str(base.folder), chosen.flags, served_name=base.name),
+        on_start=on_start,
+        open=partial(open_session, warmed=warmed),
+    )
     trust = "--trust-request-chat-template" in vllm_flags
     app = create_app(
         settings, host, registry, base, places=int(chosen["max_cpu_loras"]), trust_templates=trust
@@ -158,7 +172,7 @@ async def _run(
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         timeout_keep_alive=60,
     )
-    server = _Server(config, app.admission)
+    server = _Server(config, app.admission, ready)
     engine = asyncio.create_task(host.run())
     engine.add_done_callback(lambda _: server.stop())
     http = asyncio.create_task(server.serve(sockets=[listener]))
@@ -187,21 +201,33 @@ async def _run(
 class _Server(uvicorn.Server):
     """Closes the door at the first signal, lets the running requests finish, then stops."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission) -> None:
+    def __init__(self, config: uvicorn.Config, admission: Admission, ready: asyncio.Event) -> None:
         super().__init__(config)
         self._admission = admission
+        self._ready = ready
 
     def stop(self) -> None:
         self._admission.closed = True
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self._ready.is_set():
+            _abandon_start(sig)
         self._admission.closed = True
         super().handle_exit(sig, frame)
         # uvicorn raises the signals again once it has stopped; an orderly end is no failure.
         self._captured_signals = [
             s for s in self._captured_signals if s not in (signal.SIGINT, signal.SIGTERM)
         ]
+
+
+def _abandon_start(sig: int) -> None:
+    """Leave at once: what starts the engine is deep in vLLM and cannot be called back, and nothing is half-written."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    print("interrupted before the engine was up", file=sys.stderr, flush=True)
+    os._exit(128 + sig)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -28,7 +28,7 @@ _LISTS = {"api_keys", "base_aliases"}
 class Settings(BaseModel):
     """The server's settings. Times in seconds, sizes in the unit that the name ends in."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
 
     model: str = Field(
         "smollm2-135m",
@@ -59,7 +59,7 @@ class Settings(BaseModel):
         "auto", description="compute type of the engine"
     )
     threads: str = Field(
-        "auto", description="cores of the CPU engine: auto, all, stock, or a list such as 0-3"
+        "auto", description="cores of the CPU engine: auto, all, spare (all but one), or a list such as 0-3"
     )
     kv_cache_gb: float | None = Field(None, gt=0, description="memory of the KV cache in GiB (CPU)")
     max_model_len: int | None = Field(None, ge=16, description="context length in tokens")
@@ -79,6 +79,9 @@ class Settings(BaseModel):
     tcmalloc: bool = Field(True, description="preload tcmalloc in the engine when the machine has it")
     allow_foreign_store: bool = Field(
         False, description="start although no adapter in the registry fits this base"
+    )
+    warm_start: bool = Field(
+        True, description="import the engine in a second process at once and fork from it (CPU)"
     )
     engine_log: Literal["quiet", "info", "debug"] = Field(
         "quiet", description="how much the engine itself prints"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.engine import warm
 from server.errors import NotReady, StartError, Unservable
 
 if TYPE_CHECKING:
@@ -134,10 +135,13 @@ def parse_flags(model: str, flags: Sequence[str], *, served_name: str, seed: int
 
 
 @contextlib.asynccontextmanager
-async def open_session(args: Namespace, stopper: Stopper, generation: int) -> AsyncIterator[Session]:
+async def open_session(
+    args: Namespace, stopper: Stopper, generation: int, *, warmed: bool = False
+) -> AsyncIterator[Session]:
     """Start the engine and build vLLM's complete application around it; both end with the context.
 
     The engine is made in a thread, as that blocks for half a minute and probes must be answered meanwhile.
+    `warmed`: the fork server of `warm` was started, and the engine comes from it.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -149,18 +153,15 @@ async def open_session(args: Namespace, stopper: Stopper, generation: int) -> As
     validate_api_server_args(args)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = await asyncio.to_thread(engine_args.create_engine_config, UsageContext.OPENAI_API_SERVER)
-    if os.environ.get("TRY_UNI"):
-        config.parallel_config.distributed_executor_backend = "uni"
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.environ["GOMP_CPU_AFFINITY"] = "0"
-    engine = await asyncio.to_thread(
-        AsyncLLM.from_vllm_config,
-        vllm_config=config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        enable_log_requests=engine_args.enable_log_requests,
-        aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        disable_log_stats=engine_args.disable_log_stats,
-    )
+    with warm.one_process(config) if warmed else contextlib.nullcontext():
+        engine = await asyncio.to_thread(
+            AsyncLLM.from_vllm_config,
+            vllm_config=config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            aggregate_engine_logging=engine_args.aggregate_engine_logging,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
     try:
         await engine.reset_mm_cache()
         tasks = await engine.get_supported_tasks()

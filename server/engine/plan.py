@@ -189,10 +189,8 @@ def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardwa
     }
     if hardware.accelerator != "cpu":
         return environment
-    threads = _threads(settings, hardware)
-    chosen["threads"] = threads
-    if threads.value != "stock":
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = str(threads.value)
+    chosen["threads"] = _threads(settings, hardware)
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = str(chosen["threads"].value)
     if settings.tcmalloc and hardware.tcmalloc:
         chosen["tcmalloc"] = Choice(hardware.tcmalloc, "faster allocation with many sequences")
         environment["LD_PRELOAD"] = hardware.tcmalloc
@@ -202,19 +200,34 @@ def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardwa
 
 
 def _threads(settings: Settings, hardware: Hardware) -> Choice:
+    """Cores of the engine as a list such as `0,1`: every core computes only while nobody else needs one."""
     everything = ",".join(map(str, hardware.cores))
-    if settings.threads == "stock":
-        return Choice("stock", "set: vLLM keeps one core for itself")
+    spared = ",".join(map(str, hardware.cores[:-1] or hardware.cores))
     if settings.threads == "all":
         return Choice(everything, "set: every core")
+    if settings.threads == "spare":
+        return Choice(spared, "set: one core stays free")
     if settings.threads != "auto":
         return Choice(settings.threads, "set")
     if hardware.idle >= 0.9:
         return Choice(everything, f"cores are {hardware.idle:.0%} idle, so the model takes all of them")
     return Choice(
-        "stock",
-        f"cores are only {hardware.idle:.0%} idle, so one stays free (spinning threads starve others)",
+        spared, f"cores are only {hardware.idle:.0%} idle, so one stays free (spinning threads starve others)"
     )
+
+
+def cores_of(threads: str) -> tuple[int, ...]:
+    """`0,2-4` -> (0, 2, 3, 4); raises StartError for anything else."""
+    cores: list[int] = []
+    try:
+        for part in threads.split(","):
+            first, _, last = part.partition("-")
+            cores += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise StartError(
+            f"threads = {threads!r}: write auto, all, spare, or cores such as 0-3,6", param="threads"
+        ) from None
+    return tuple(cores)
 
 
 def _flags(chosen: Mapping[str, Choice], settings: Settings, vllm_flags: Sequence[str]) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def serving(home: Path, store: Path, log: Path, *flags: str) -> Iterator[Server]
     port = free_port()
     command = [str(Path(sys.executable).with_name("onebase")), "serve", *flags]
     # One core stays free for the tests themselves, and float32 is what the reference computes in.
-    command += ["--port", str(port), "--store", str(store), "--dtype", "float32", "--threads", "stock"]
+    command += ["--port", str(port), "--store", str(store), "--dtype", "float32", "--threads", "spare"]
     environment = {**os.environ, "ONEBASE_HOME": str(home)}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)

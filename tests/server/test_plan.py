@@ -37,8 +37,8 @@ def test_a_laptop_gets_float32_all_idle_cores_and_room_for_growth() -> None:
 
 def test_a_busy_machine_keeps_a_core_free() -> None:
     plan = make(Settings(), replace(LAPTOP, idle=0.4), CONFIG, Demand(0, 0))
-    assert plan["threads"] == "stock"
-    assert "VLLM_CPU_OMP_THREADS_BIND" not in plan.environment
+    assert plan["threads"] == "0"
+    assert plan.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0"
 
 
 def test_bfloat16_only_where_the_cpu_multiplies_it() -> None:
