@@ -147,7 +147,9 @@ class Http:
             access_log=False,
             timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type] # whole seconds would slow the tests
         )
-        self.server = _Server(config, stack.app.admission)
+        up = asyncio.Event()
+        up.set()
+        self.server = _Server(config, stack.app.admission, up)
         self.task = asyncio.create_task(self.server.serve(sockets=[self.listener]))
 
     async def post(
@@ -225,8 +227,8 @@ def run(
     create = server.app.create_app
 
     class Recorded(_Server):
-        def __init__(self, config: uvicorn.Config, admission: Admission) -> None:
-            super().__init__(config, admission)
+        def __init__(self, config: uvicorn.Config, admission: Admission, ready: asyncio.Event) -> None:
+            super().__init__(config, admission, ready)
             servers.append(self)
 
     def create_apart(*args: Any, **kwargs: Any) -> App:
