@@ -76,4 +76,4 @@ def demo(home: options.Home = None) -> None:
     """
     from deploy.demo.run import main
 
-    main(local.settings(home))
+    raise typer.Exit(main(local.settings(home)))
