@@ -77,6 +77,8 @@ def main(settings: Settings) -> int:
     console = Console()
     place = Place(settings.home)
     began = time.monotonic()
+    # Being told to stop ends the commands that run for us as well, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         prepare(place, console)
         with serving(place, settings, console) as url:
