@@ -221,8 +221,8 @@ def cores_of(threads: str) -> tuple[int, ...]:
     cores: list[int] = []
     try:
         for part in threads.split(","):
-            first, _, last = part.partition("-")
-            cores += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            cores += range(int(first), int(last if dash else first) + 1)
     except ValueError:
         raise StartError(
             f"threads = {threads!r}: write auto, all, spare, or cores such as 0-3,6", param="threads"
