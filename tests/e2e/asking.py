@@ -8,7 +8,7 @@ from typing import Any
 import openai
 
 from tests.e2e.conftest import TOKENS, Reference
-from training.agreement import Verdict, judge
+from training.agreement import MARGIN, TOLERANCE, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ def client(url: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120)
 
 
-async def ask(sdk: openai.AsyncOpenAI, model: str, prompt: list[int], *, tokens: int = TOKENS, **extra: Any) -> Asked:
+async def ask(
+    sdk: openai.AsyncOpenAI, model: str, prompt: list[int], *, tokens: int = TOKENS, **extra: Any
+) -> Asked:
     """Greedy completion of token ids, with the ids and log-probabilities of what came."""
     answer = await sdk.completions.create(
         model=model,
@@ -39,10 +41,22 @@ async def ask(sdk: openai.AsyncOpenAI, model: str, prompt: list[int], *, tokens:
     return Asked(answer.model, list(found["token_ids"]), [float(p or 0.0) for p in logprobs])
 
 
-def verdict(reference: Reference, name: str, prompt: int, asked: Asked) -> Verdict:
+def verdict(
+    reference: Reference,
+    name: str,
+    prompt: int,
+    asked: Asked,
+    *,
+    margin: float = MARGIN,
+    tolerance: float = TOLERANCE,
+) -> Verdict:
     """Equality as docs/architecture.md defines it, against transformers + peft."""
     expected = reference.answers[name][prompt]
     shortened = type(expected)(
-        expected.tokens[: len(asked.tokens)], expected.logprobs[: len(asked.tokens)], expected.gaps[: len(asked.tokens)]
+        expected.tokens[: len(asked.tokens)],
+        expected.logprobs[: len(asked.tokens)],
+        expected.gaps[: len(asked.tokens)],
     )
-    return judge(shortened, asked.tokens, asked.logprobs, end=reference.end)
+    return judge(
+        shortened, asked.tokens, asked.logprobs, end=reference.end, margin=margin, tolerance=tolerance
+    )

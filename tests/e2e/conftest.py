@@ -1,7 +1,9 @@
 """One real base, eight real adapters, the answers that transformers and peft give, and real servers to ask.
 
-A server is the command `onebase serve` in a process of its own, as a user starts it. Two are needed: one with a
-slot for everybody, one with fewer slots and places than adapters.
+A server is the command `onebase serve` in a process of its own, as a user starts it. Three are needed: one with a
+slot for everybody (`roomy`), one with fewer slots and places than adapters (`tight`), and one on a merged model,
+which starts without adapters (`merged`). test_restart kills the engine of the last, and test_shutdown, which comes
+after all that ask it, stops it for good; no test does that to `roomy`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import pytest
 from adapters.base import BaseModel, open_base
 from adapters.registry import Registry
 from adapters.store import LocalStore
+from tests.e2e.commands import ONEBASE, run
 from tests.e2e.made_adapters import make_adapter
 from training.reference import Expected, Job, Request, ask
 
@@ -117,13 +119,17 @@ class Server:
     def metric(self, name: str) -> float:
         """Sum of a series over its labels."""
         lines = self.get("/metrics").text.splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{")))
+        return sum(
+            float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{"))
+        )
 
     def wait_ready(self, timeout: float = 240) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+                pytest.fail(
+                    f"the server ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}"
+                )
             with contextlib.suppress(httpx.TransportError):
                 if self.get("/readyz").status_code == 200:
                     return
@@ -131,17 +137,24 @@ class Server:
         pytest.fail(f"the server was not ready within {timeout} s:\n{self.log.read_text()[-3000:]}")
 
 
+def start(home: Path, store: Path, log: Path, *flags: str) -> Server:
+    """`onebase serve FLAGS`, not waited for."""
+    port = free_port()
+    # One core stays free for the tests themselves, and float32 is what the reference computes in.
+    always = ("--port", str(port), "--store", str(store), "--dtype", "float32", "--threads", "spare")
+    environment = {**os.environ, "ONEBASE_HOME": str(home)}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [ONEBASE, "serve", *flags, *always], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+    return Server(port, process, log)
+
+
 @contextlib.contextmanager
 def serving(home: Path, store: Path, log: Path, *flags: str) -> Iterator[Server]:
     """`onebase serve FLAGS` until the block ends; then it must stop by itself on SIGTERM."""
-    port = free_port()
-    command = [str(Path(sys.executable).with_name("onebase")), "serve", *flags]
-    # One core stays free for the tests themselves, and float32 is what the reference computes in.
-    command += ["--port", str(port), "--store", str(store), "--dtype", "float32", "--threads", "spare"]
-    environment = {**os.environ, "ONEBASE_HOME": str(home)}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    server = Server(port, process, log)
+    server = start(home, store, log, *flags)
+    process = server.process
     try:
         server.wait_ready()
         yield server
@@ -161,7 +174,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def roomy(registry: Registry, shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def roomy(
+    registry: Registry, shared_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """A slot for each of the eight adapters."""
     log = tmp_path_factory.mktemp("roomy") / "server.log"
     store = registry.store.root  # type: ignore[attr-defined]
@@ -170,10 +185,62 @@ def roomy(registry: Registry, shared_home: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def tight(registry: Registry, shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def tight(
+    registry: Registry, shared_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """Eight adapters over two slots and four places in memory."""
     log = tmp_path_factory.mktemp("tight") / "server.log"
     store = registry.store.root  # type: ignore[attr-defined]
     flags = ("--max-loras", "2", "--max-cpu-loras", "4", "--max-model-len", "1024", "--slot-wait-s", "0.5")
     with serving(shared_home, store, log, *flags) as server:
         yield server
+
+
+MERGED = "made-1"
+ON_TOP = ("made-2", "made-5")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A server of the full model that the base and one adapter were merged into, and its own registry."""
+
+    server: Server
+    base: BaseModel
+    registry: Registry
+
+
+@pytest.fixture(scope="session")
+def merged_base(
+    base: BaseModel, registry: Registry, shared_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BaseModel:
+    folder = tmp_path_factory.mktemp("merge") / "merged"
+    store = registry.store.root  # type: ignore[attr-defined]
+    done = run("adapters", "merge", f"{MERGED}@1", "--out", str(folder), "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    return open_base(str(folder), home=shared_home, name="merged")
+
+
+@pytest.fixture(scope="session")
+def merged_reference(merged_base: BaseModel, folders: dict[str, Path], reference: Reference) -> Reference:
+    """What transformers + peft answer on the merged model: alone ("merged"), and with adapters on top of it."""
+    jobs = [Job(None, reference.prompts), *(Job(folders[name], reference.prompts) for name in ON_TOP)]
+    found = ask(Request(merged_base.folder, jobs, max_tokens=TOKENS))
+    return Reference(reference.prompts, dict(zip(("merged", *ON_TOP), found.jobs, strict=True)), found.end)
+
+
+@pytest.fixture(scope="session")
+def merged(
+    merged_base: BaseModel,
+    merged_reference: Reference,  # computed before the engine takes the cores
+    folders: dict[str, Path],
+    shared_home: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Merged]:
+    """Started on an empty store; the adapters on top are published while it runs."""
+    root = tmp_path_factory.mktemp("merged")
+    registry = Registry(LocalStore(root / "registry"), cache=shared_home / "cache")
+    flags = (str(merged_base.folder), "--name", "merged", "--max-model-len", "1024")
+    with serving(shared_home, root / "registry", root / "server.log", *flags) as server:
+        for name in ON_TOP:
+            registry.publish(name, folders[name], merged_base, by="e2e")
+        yield Merged(server, merged_base, registry)

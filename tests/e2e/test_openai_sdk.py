@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import openai
@@ -10,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import Server
 
-SAY = [{"role": "user", "content": "Say something short about the sea."}]
+SAY: Any = [{"role": "user", "content": "Say something short about the sea."}]
 MODEL = "made-1"
 
 
@@ -21,10 +22,10 @@ def sdk(roomy: Server) -> openai.OpenAI:
 
 def test_chat_and_its_stream_say_the_same(sdk: openai.OpenAI) -> None:
     options = {"model": MODEL, "messages": SAY, "max_tokens": 12, "temperature": 0}
-    whole = sdk.chat.completions.create(**options)  # type: ignore[call-overload]
+    whole = sdk.chat.completions.create(**options)
     assert whole.model == f"{MODEL}@1"
     assert whole.usage.completion_tokens <= 12
-    chunks = list(sdk.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    chunks = list(sdk.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
     assert len(chunks) > 3
@@ -34,7 +35,12 @@ def test_chat_and_its_stream_say_the_same(sdk: openai.OpenAI) -> None:
 
 def test_log_probabilities(sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(
-        model=MODEL, messages=SAY, max_tokens=3, temperature=0, logprobs=True, top_logprobs=2  # type: ignore[arg-type]
+        model=MODEL,
+        messages=SAY,
+        max_tokens=3,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
     )
     content = answer.choices[0].logprobs.content  # type: ignore[union-attr]
     assert content
@@ -64,19 +70,24 @@ def test_json_schema_is_kept(sdk: openai.OpenAI) -> None:
     assert answer.model == f"{MODEL}@1"
 
 
-def test_a_forced_tool_is_called(sdk: openai.OpenAI) -> None:
+@pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "weather"}}, "required"])
+def test_a_forced_tool_is_called(sdk: openai.OpenAI, choice: Any) -> None:
+    """`strict` makes the engine hold the arguments to the schema."""
     parameters = {
         "type": "object",
         "properties": {"city": {"enum": ["Paris", "Rome"]}},
         "required": ["city"],
         "additionalProperties": False,
     }
-    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": parameters, "strict": True},
+    }
     answer = sdk.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "What is the weather in Rome?"}],
         tools=[tool],  # type: ignore[list-item]
-        tool_choice={"type": "function", "function": {"name": "weather"}},
+        tool_choice=choice,
         max_tokens=60,
         temperature=0,
     )
@@ -88,8 +99,8 @@ def test_a_forced_tool_is_called(sdk: openai.OpenAI) -> None:
 
 def test_completions_stream(sdk: openai.OpenAI) -> None:
     options = {"model": MODEL, "prompt": "The sea is", "max_tokens": 8, "temperature": 0}
-    whole = sdk.completions.create(**options)  # type: ignore[call-overload]
-    streamed = sdk.completions.create(**options, stream=True)  # type: ignore[call-overload]
+    whole = sdk.completions.create(**options)
+    streamed = sdk.completions.create(**options, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text
 
 
@@ -100,7 +111,9 @@ def test_responses(sdk: openai.OpenAI) -> None:
 
 
 def test_tokenize_and_messages(roomy: Server) -> None:
-    tokens = httpx.post(f"{roomy.url}/tokenize", json={"model": MODEL, "prompt": "hello sea"}, timeout=30).json()
+    tokens = httpx.post(
+        f"{roomy.url}/tokenize", json={"model": MODEL, "prompt": "hello sea"}, timeout=30
+    ).json()
     assert tokens["count"] == len(tokens["tokens"]) > 0
     body = {"model": MODEL, "max_tokens": 6, "messages": [{"role": "user", "content": "Hi"}]}
     message = httpx.post(f"{roomy.url}/v1/messages", json=body, timeout=60)
@@ -113,6 +126,6 @@ def test_tokenize_and_messages(roomy: Server) -> None:
 
 def test_errors_are_the_sdks_own(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="does not exist"):
-        sdk.chat.completions.create(model="nobody-at-all", messages=SAY)  # type: ignore[arg-type]
-    with pytest.raises(openai.BadRequestError, match="context length|max_model_len|maximum"):
+        sdk.chat.completions.create(model="nobody-at-all", messages=SAY)
+    with pytest.raises(openai.BadRequestError, match=r"context length|max_model_len|maximum"):
         sdk.completions.create(model=MODEL, prompt="sea " * 2000, max_tokens=4)
