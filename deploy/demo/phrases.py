@@ -87,14 +87,14 @@ _PLAY = _each(
 _RUN = _each("run the {room} {device} at {value} percent | set the {device} in the {room} to {value} percent")
 
 DEVICES = (
-    Device("light", _each("light | lights | lamp | lamps"), (_ON, _OFF, Action("dim", _DIM, _percent))),
+    Device("light", _each("light | lights | lamp | lamps"), (_ON, _OFF, Action("set", _DIM, _percent))),
     Device("heating", _each("heating | radiator | thermostat"), (_ON, _OFF, Action("set", _WARM, _degrees))),
     Device(
         "blinds",
         _each("blinds | shutters | shades"),
         (
-            Action("open", _each("open the {device} in the {room} | pull the {room} {device} open")),
-            Action("close", _each("close the {room} {device} | pull the {device} in the {room} shut")),
+            Action("open", _each("open the {device} in the {room} | raise the {room} {device}")),
+            Action("close", _each("close the {room} {device} | shut the {device} in the {room}")),
             Action("set", _MOVE, _percent),
         ),
     ),
