@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import Source
+from training.config import DataConfig, Source
 from training.errors import DataNotFound, EmptyData, MalformedData, Place
 
 
@@ -57,6 +57,19 @@ def read_rows(source: Source, *, param: str, data_root: Path | None, config_fold
             param=param,
         )
     return Rows(rows, name, digest_rows(rows))
+
+
+def check_files(data: DataConfig, *, data_root: Path | None, config_folder: Path) -> None:
+    """Read the files of a config, so that what is wrong with them is said before a base is fetched and torch
+    imported. Hub data sets are left for the run.
+    """
+    for source, param in ((data.train, "data.train"), (data.eval, "data.eval")):
+        if (
+            source is not None
+            and source.file is not None
+            and (data_root is not None or source.dataset is None)
+        ):
+            read_rows(source, param=param, data_root=data_root, config_folder=config_folder)
 
 
 def digest_rows(rows: list[Row]) -> str:

@@ -50,10 +50,12 @@ def train(
     A run that was cut off goes on where it stopped.
     """
     from training.config_file import load_config
+    from training.records import check_files
 
     where = local.settings(home, store)
     checked = load_config(config, change or [])
     wanted = publishing(checked, publish, source=config)
+    check_files(checked.data, data_root=data, config_folder=checked.folder)
     base = local.base(where, checked.model)
     from training.train import run
 

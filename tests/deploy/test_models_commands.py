@@ -71,18 +71,19 @@ def config(tmp_path: Path, tiny_base: Path) -> Path:
     file = tmp_path / "run.yaml"
     text = f"model: {tiny_base}\ndata:\n  train: {{file: train.jsonl}}\nlora_config: {{r: 2}}\n"
     file.write_text(text, encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "2 + 2 =", "completion": "4"}\n', encoding="utf-8")
     return file
 
 
 def test_a_run_gets_its_folder_its_base_and_its_changes(
     config: Path, calls: Calls, home: Path, capsys: pytest.CaptureFixture[str], tiny_base: Path
 ) -> None:
-    assert cli.run(["train", str(config), "--set", "optimiser.epochs=2", "--data", "d"]) == 0
+    assert cli.run(["train", str(config), "--set", "optimiser.epochs=2", "--data", str(config.parent)]) == 0
     (call,) = calls.run
     assert call["config"].optimiser.epochs == 2
     assert call["base"].folder == tiny_base
     assert call["output"] == home / "runs" / "run"
-    assert (call["data_root"], call["resume"], call["progress"]) == (Path("d"), True, True)
+    assert (call["data_root"], call["resume"], call["progress"]) == (config.parent, True, True)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["held-out", "score", "before", "after"]
     assert ["exact_match", "0", "0.75"] in lines
@@ -158,3 +159,12 @@ def test_merge_takes_a_folder_or_a_reference(
     assert cli.run(["adapters", "merge", "support@1", "--out", str(out)]) == 0
     assert (calls.merge[-1][1] / "adapter_model.safetensors").is_file()
     assert cli.run(["adapters", "merge", "suport", "--out", str(out)]) == Exit.NOT_FOUND
+
+
+def test_a_broken_file_is_said_before_the_base_is_opened(
+    config: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.with_name("train.jsonl").write_text('{"prompt": "a"\n', encoding="utf-8")
+    assert cli.run(["train", str(config), "--set", "model=./nowhere"]) == Exit.DATA
+    assert "train.jsonl:1" in capsys.readouterr().err
+    assert calls.run == []
