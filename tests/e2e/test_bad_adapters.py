@@ -15,7 +15,7 @@ from tests.bad_adapters import BAD, GOOD, good
 from tests.e2e.commands import refusal, run
 
 # The worst of what an engine takes without a word, and one that it refuses late.
-BY_COMMAND = ("nan", "smaller_base", "dora", "nothing_matches", "evil_bin_only")
+BY_COMMAND = ("nan", "smaller_base", "nothing_matches", "dora")
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_port_that_is_taken(taken: int, tmp_path: Path) -> None:
     assert "--port" in found.line
 
 
-@pytest.mark.parametrize("model", ["./models/none", "/nowhere/llama", "smollm-135"])
+@pytest.mark.parametrize("model", ["./models/none", "smollm-135"])
 def test_a_base_that_is_not_there(model: str, tmp_path: Path) -> None:
     found = serve(tmp_path, model)
     assert found.code == Exit.BASE
