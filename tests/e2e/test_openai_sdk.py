@@ -21,7 +21,7 @@ def sdk(roomy: Server) -> openai.OpenAI:
 
 
 def test_chat_and_its_stream_say_the_same(sdk: openai.OpenAI) -> None:
-    options = {"model": MODEL, "messages": SAY, "max_tokens": 12, "temperature": 0}
+    options: Any = {"model": MODEL, "messages": SAY, "max_tokens": 12, "temperature": 0}
     whole = sdk.chat.completions.create(**options)
     assert whole.model == f"{MODEL}@1"
     assert whole.usage.completion_tokens <= 12
@@ -98,7 +98,7 @@ def test_a_forced_tool_is_called(sdk: openai.OpenAI, choice: Any) -> None:
 
 
 def test_completions_stream(sdk: openai.OpenAI) -> None:
-    options = {"model": MODEL, "prompt": "The sea is", "max_tokens": 8, "temperature": 0}
+    options: Any = {"model": MODEL, "prompt": "The sea is", "max_tokens": 8, "temperature": 0}
     whole = sdk.completions.create(**options)
     streamed = sdk.completions.create(**options, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text

@@ -35,7 +35,7 @@ def test_threads_are_bound_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture
-def engine_utils(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def engine_utils(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands for `vllm.v1.engine.utils`, whose `get_mp_context` decides how the engine core is started."""
     utils: Any = ModuleType("vllm.v1.engine.utils")
     utils.get_mp_context = lambda: multiprocessing.get_context("spawn")
