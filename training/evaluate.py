@@ -53,8 +53,8 @@ def evaluate(
     if written:
         answers = _write_answers(model, tokenizer, asked(samples, config), config, progress)
         for metric in written:
-            right = sum(_right(metric, answer, config) for answer in answers)
-            scores[metric] = right / len(answers)
+            found = sum(right(metric, answer, config) for answer in answers)
+            scores[metric] = found / len(answers)
     return Evaluation(scores, answers)
 
 
@@ -90,7 +90,7 @@ def _write_answers(
     ]
 
 
-def _right(metric: str, answer: Answer, config: EvaluationConfig) -> bool:
+def right(metric: str, answer: Answer, config: EvaluationConfig) -> bool:
     if metric == "exact_match":
         return exact_match(answer.text, answer.expected)
     if metric == "json_valid":
