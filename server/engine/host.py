@@ -173,6 +173,9 @@ async def open_session(
         async with app.router.lifespan_context(app):
             yield Session(engine, app, models, generation)
     finally:
+        # vLLM cancels it last. In a thread that is too late: it would log an orderly end as the engine's death.
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()
         await asyncio.to_thread(engine.shutdown, config.shutdown_timeout)
 
 

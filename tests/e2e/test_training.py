@@ -17,7 +17,7 @@ from adapters.base import BaseModel
 from adapters.check import check_folder
 from deploy.demo.tasks import TASKS, write_task
 from training.merge import merge
-from training.reference import Job, Request, ask, judge
+from training.reference import Job, Request, compute, judge
 
 STEPS = 8
 KILLED_AFTER = 5  # behind the checkpoint of step 4, before that of step 8
@@ -107,8 +107,8 @@ def test_merged_equals_adapter_and_base(trained: Path, base: BaseModel, tmp_path
         )
         for text in ("we met on the third of May nineteen ninety", "Why is the sky blue?")
     ]
-    with_adapter = ask(Request(base.folder, [Job(trained / "adapter", prompts)], max_tokens=10))
-    as_one = ask(Request(merged, [Job(None, prompts)], max_tokens=10))
+    with_adapter = compute(Request(base.folder, [Job(trained / "adapter", prompts)], max_tokens=10))
+    as_one = compute(Request(merged, [Job(None, prompts)], max_tokens=10))
     for expected, answer in zip(with_adapter.jobs[0], as_one.jobs[0], strict=True):
         verdict = judge(expected, answer.tokens, answer.logprobs, end=with_adapter.end)
         assert verdict.equal, verdict.mismatch
