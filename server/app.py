@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +48,7 @@ from server.usage import metered
 log = logging.getLogger("onebase")
 
 _BIND = "VLLM_CPU_OMP_THREADS_BIND"
+_LOG_WIDTH = 160  # columns where nobody's terminal says how many there are
 
 
 @dataclass(slots=True)
@@ -117,6 +119,10 @@ def main(loaded: Loaded) -> int:
     settings = loaded.settings
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    if settings.engine_log == "quiet":
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     began = time.monotonic()
     listener = _listen(settings)
     record = settings.home / "cache" / "engine" / "start.json"
@@ -223,9 +229,10 @@ class _Server(uvicorn.Server):
 
 def _abandon_start(sig: int) -> None:
     """Leave at once: what starts the engine is deep in vLLM and cannot be called back, and nothing is half-written."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    for _ in range(2):  # the fork server may have made one more while the first were listed
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
     print("interrupted before the engine was up", file=sys.stderr, flush=True)
     os._exit(128 + sig)
 

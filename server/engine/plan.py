@@ -187,6 +187,8 @@ def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardwa
         "TOKENIZERS_PARALLELISM": "false",
         "ONEBASE_CPU_LORA": settings.cpu_lora,
     }
+    if settings.engine_log == "quiet":
+        environment |= _QUIET
     if hardware.accelerator != "cpu":
         return environment
     chosen["threads"] = _threads(settings, hardware)
@@ -197,6 +199,14 @@ def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardwa
     elif settings.tcmalloc:
         chosen["tcmalloc"] = Choice("none", "not on this machine (Debian: libtcmalloc-minimal4)")
     return environment
+
+
+# What vLLM and torch say at every start of a sound CPU engine (no Triton, NUMA policy, names that will change).
+_QUIET = {
+    "TORCH_LOGS": "-all",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
+}
 
 
 def _threads(settings: Settings, hardware: Hardware) -> Choice:
@@ -237,6 +247,8 @@ def _flags(chosen: Mapping[str, Choice], settings: Settings, vllm_flags: Sequenc
             flags += ["--" + key.replace("_", "-"), str(chosen[key].value)]
     if "kv_cache_gb" in chosen:
         flags += ["--kv-cache-memory-bytes", str(int(chosen["kv_cache_gb"].value * GIB))]
+    if settings.engine_log == "quiet":
+        flags += ["--no-use-tqdm-on-load"]
     if settings.tool_call_parser != "none":
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
     return (*flags, *vllm_flags)
