@@ -35,8 +35,12 @@ class Record(BaseModel):
         return self.model_dump_json(by_alias=True, indent=1).encode() + b"\n"
 
 
+# A plain name: joined to a folder it cannot lead out of it.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
+
+
 class FileEntry(Record):
-    path: str
+    path: FileName
     sha256: Hex
     size: int = Field(ge=0)
 

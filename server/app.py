@@ -73,13 +73,16 @@ def create_app(
     base: BaseModel,
     *,
     places: int,
+    max_rank: int | None = None,
     trust_templates: bool = False,
     collector: CollectorRegistry = REGISTRY,
 ) -> App:
     """Wire the request path; nothing starts here."""
     metrics = Metrics(collector, limit=settings.metric_adapters)
     parser = None if settings.tool_call_parser == "none" else settings.tool_call_parser
-    resolver = Resolver(registry, base, tool_parser=parser, trust_templates=trust_templates)
+    resolver = Resolver(
+        registry, base, tool_parser=parser, trust_templates=trust_templates, max_rank=max_rank
+    )
     admission = Admission(
         running=settings.max_running, waiting=settings.max_waiting, max_wait_s=settings.max_wait_s
     )
@@ -133,11 +136,12 @@ def main(loaded: Loaded) -> int:
             demand = _demand(registry, base, settings)
             chosen = plan.make(settings, hardware.detect(), base.config, demand, loaded.vllm_flags)
         _show(chosen, base, demand, console)
-        # Whoever binds threads by vLLM's own variable gets vLLM's own processes.
-        warmed = settings.warm_start and "threads" in chosen.choices and _BIND not in os.environ
+        # Whoever binds threads by vLLM's own variable, or wants several workers, gets vLLM's own processes.
+        warmed = settings.warm_start and _BIND in chosen.environment and _BIND not in os.environ
         set_environment(chosen.environment)
         if warmed:
             warm.begin(warm.thread_environment(plan.cores_of(chosen["threads"])))
+        _accept(listener, settings)
         return asyncio.run(
             _run(settings, loaded.vllm_flags, chosen, base, registry, listener, console, began, warmed)
         )
@@ -167,7 +171,13 @@ async def _run(
     )
     trust = "--trust-request-chat-template" in vllm_flags
     app = create_app(
-        settings, host, registry, base, places=int(chosen["max_cpu_loras"]), trust_templates=trust
+        settings,
+        host,
+        registry,
+        base,
+        places=int(chosen["max_cpu_loras"]),
+        max_rank=int(chosen["max_lora_rank"]),
+        trust_templates=trust,
     )
     config = uvicorn.Config(
         app.asgi,
@@ -238,26 +248,35 @@ def _abandon_start(sig: int) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, taken before anything slow starts. Raises StartError when the address is not to be had."""
+    """The socket, bound before anything slow starts. Raises StartError when the address is not to be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        listener.listen(2048)
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            other = settings.port + 1 if settings.port < 65535 else 0
-            mend = f"choose another with --port {other}, or stop what listens there"
-            raise StartError(
-                f"port {settings.port} on {settings.host} is taken; {mend}", param="port"
-            ) from None
-        raise StartError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; see --host, --port"
-        ) from None
+        raise _not_to_be_had(settings, error) from None
     listener.set_inheritable(False)
     return listener
+
+
+def _accept(listener: socket.socket, settings: Settings) -> None:
+    """Let connections in, now that somebody answers; until here a probe is refused rather than left waiting."""
+    try:
+        listener.listen(2048)
+    except OSError as error:
+        raise _not_to_be_had(settings, error) from None
+
+
+def _not_to_be_had(settings: Settings, error: OSError) -> StartError:
+    if error.errno == errno.EADDRINUSE:
+        other = settings.port + 1 if settings.port < 65535 else 0
+        mend = f"choose another with --port {other}, or stop what listens there"
+        return StartError(f"port {settings.port} on {settings.host} is taken; {mend}", param="port")
+    return StartError(
+        f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; see --host, --port"
+    )
 
 
 def _url(listener: socket.socket) -> str:

@@ -18,7 +18,7 @@ from adapters.registry import Registry, fits
 from server.errors import BadRequest, ModelNotFound, Unservable, from_adapter_error
 
 # Routes that write text, and those of vLLM's that turn messages into a prompt by the base's template only.
-_GENERATES = ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/cohere", "/invocations")
+_GENERATES = ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/cohere")
 _NO_TEMPLATE = ("/v1/messages", "/v1/responses", "/cohere")
 
 
@@ -34,12 +34,19 @@ class Resolver:
     """Names to targets on one base. `trust_templates`: whether a client may send its own chat template."""
 
     def __init__(
-        self, registry: Registry, base: BaseModel, *, tool_parser: str | None, trust_templates: bool = False
+        self,
+        registry: Registry,
+        base: BaseModel,
+        *,
+        tool_parser: str | None,
+        trust_templates: bool = False,
+        max_rank: int | None = None,
     ) -> None:
         self._registry = registry
         self._base = base
         self._tool_parser = tool_parser
         self._trust_templates = trust_templates
+        self._max_rank = max_rank
         self.base_names = base.names
         self._fits: dict[str, bool] = {}
 
@@ -75,6 +82,12 @@ class Resolver:
             raise Unservable(
                 f"`{manifest.ref}` was made for the base `{manifest.base.name}`, and this server runs "
                 f"`{self._base.name}`; ask a server of that base, or train it again on this one",
+                param=param,
+            )
+        if self._max_rank is not None and manifest.lora is not None and manifest.lora.rank > self._max_rank:
+            raise Unservable(
+                f"`{manifest.ref}` has rank {manifest.lora.rank}, and this server was started for ranks up to "
+                f"{self._max_rank}; start it again (it then makes room), or with --max-lora-rank {manifest.lora.rank}",
                 param=param,
             )
         return Target(manifest.ref, manifest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def parse_command_line(argv: Sequence[str], environ: Mapping[str, str] | None = 
     Raises SettingsError for an unknown key in YAML or environment, or a value of the wrong type.
     """
     environ = os.environ if environ is None else environ
-    known, rest = _parser().parse_known_args(list(argv))
+    known, rest = _parser().parse_known_args([_dashed(word) for word in argv])
     flags = {k: v for k, v in vars(known).items() if v is not None and k != "config"}
     if rest and not rest[0].startswith("-") and "model" not in flags:
         flags["model"] = rest.pop(0)
@@ -143,6 +144,12 @@ def parse_command_line(argv: Sequence[str], environ: Mapping[str, str] | None = 
         shown = None if key == "api_keys" else values.get(key)
         raise SettingsError(key, shown, f"{first['msg']} (from {origin.get(key, 'default')})") from None
     return Loaded(settings, {k: origin.get(k, "default") for k in Settings.model_fields}, tuple(rest))
+
+
+def _dashed(word: str) -> str:
+    """`--max_model_len=8` as `--max-model-len=8`: vLLM takes both, so both must reach the same setting."""
+    name = re.match(r"--[A-Za-z0-9_-]+", word)
+    return name[0].replace("_", "-") + word[name.end() :] if name else word
 
 
 def _parser() -> argparse.ArgumentParser:

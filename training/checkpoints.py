@@ -94,10 +94,6 @@ class RunFolder:
             if other != folder:
                 shutil.rmtree(other)
 
-    def read_best(self) -> Best | None:
-        record = read_json(self.best / "best.json")
-        return None if record is None else Best(int(record["step"]), float(record["loss"]))
-
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that will be run again."""
         if not self.metrics.is_file():

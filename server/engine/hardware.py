@@ -36,6 +36,9 @@ def detect(*, sample_s: float = 0.3) -> Hardware:
         if hasattr(os, "sched_getaffinity")
         else tuple(range(os.cpu_count() or 1))
     )
+    quota = _core_quota()
+    if quota is not None:
+        cores = cores[: max(1, quota)]
     return Hardware(
         accelerator=accelerator,
         cores=cores,
@@ -52,6 +55,15 @@ def _installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _core_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Whole cores that a container may use by its quota; None without one."""
+    try:
+        quota, period = path.read_text().split()
+        return None if quota == "max" else int(quota) // int(period)
+    except (OSError, ValueError):
+        return None
 
 
 def _idle_share(sample_s: float, cores: tuple[int, ...]) -> float:
@@ -95,14 +107,17 @@ def _free_memory() -> int:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         if limit != "max":
-            available = min(available, max(0, int(limit) - used))
+            # The page cache counts as used and is given back on demand.
+            stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+            free = int(limit) - used + int(stat.get("inactive_file", 0))
+            available = min(available, max(0, free))
     except (OSError, ValueError):
         pass
     return available
 
 
 def _has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; without it float32 is 3.6 times faster (docs/benchmarks.md)."""
+    """Whether the CPU multiplies bfloat16 natively; without it float32 is several times faster."""
     if platform.machine() in ("arm64", "aarch64"):
         return _cpu_flag("bf16")
     return _cpu_flag("avx512_bf16") or _cpu_flag("amx_bf16")

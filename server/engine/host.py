@@ -124,6 +124,7 @@ def parse_flags(model: str, flags: Sequence[str], *, served_name: str, seed: int
             *flags,
         ]
     )
+    _refuse_ignored(args)
     # A chat template may come from an adapter's manifest; the gateway refuses one that a client sends.
     args.trust_request_chat_template = True
     args.api_key = None
@@ -132,6 +133,32 @@ def parse_flags(model: str, flags: Sequence[str], *, served_name: str, seed: int
     except (ValueError, TypeError) as error:
         raise StartError(f"the engine refuses its flags: {error}") from None
     return args
+
+
+# vLLM's flags that its own front end or loader would honour and ours does not: what to do instead.
+_IGNORED = {
+    "model_tag": "write the model first, `onebase serve MODEL --flags`",
+    "revision": "write MODEL@REVISION",
+    "lora_modules": "publish the adapters, `onebase adapters publish NAME FOLDER`",
+    "root_path": "let the proxy in front strip the path",
+    "uds": "listen on --host and --port",
+    "ssl_keyfile": "end TLS in a proxy in front",
+    "ssl_certfile": "end TLS in a proxy in front",
+    "ssl_ca_certs": "end TLS in a proxy in front",
+}
+
+
+def _refuse_ignored(args: Namespace) -> None:
+    """Raises StartError for a flag that would be taken and then have no effect."""
+    for name, mend in _IGNORED.items():
+        value = getattr(args, name, None)
+        if value:
+            shown = (
+                f"MODEL `{value}` after other flags"
+                if name == "model_tag"
+                else f"--{name.replace('_', '-')} {value}"
+            )
+            raise StartError(f"{shown} would have no effect here; {mend}", param=name)
 
 
 @contextlib.asynccontextmanager
@@ -289,9 +316,18 @@ class EngineHost:
 
 
 def set_environment(environment: Mapping[str, str]) -> None:
-    """Put the plan's variables in place before vLLM is imported; what the user exported wins."""
+    """Put the plan's variables in place before vLLM is imported.
+
+    What the user exported wins, but for what is a setting of ours (there the command line wins), and LD_PRELOAD,
+    where ours is added.
+    """
     for key, value in environment.items():
-        os.environ.setdefault(key, value)
+        if key == "LD_PRELOAD" and value not in os.environ.get(key, "").split(":"):
+            os.environ[key] = ":".join(filter(None, (os.environ.get(key), value)))
+        elif key.startswith("ONEBASE_"):
+            os.environ[key] = value
+        else:
+            os.environ.setdefault(key, value)
     # Its unauthenticated load routes must never be open in our server.
     os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
 

@@ -53,7 +53,7 @@ def make(
 ) -> Plan:
     """Choose for a base with Hugging Face `config`; raises StartError when memory cannot hold one sequence.
 
-    A flag that the user hands to vLLM directly (`--max-num-seqs 8`) is left alone: ours is then not passed.
+    The user's own vLLM flags come last, so that they win.
     """
     chosen: dict[str, Choice] = {}
     text = config.get("text_config") or config
@@ -69,7 +69,7 @@ def make(
         _memory(chosen, settings, hardware, text, width)
     elif settings.max_model_len:
         chosen["max_model_len"] = Choice(settings.max_model_len, "set")
-    environment = _environment(chosen, settings, hardware)
+    environment = _environment(chosen, settings, hardware, vllm_flags)
     return Plan(chosen, _flags(chosen, settings, vllm_flags), environment)
 
 
@@ -84,7 +84,7 @@ def _dtype(settings: Settings, hardware: Hardware) -> Choice:
         return Choice("auto", "the checkpoint's own type on a GPU")
     if hardware.bf16:
         return Choice("bfloat16", "this CPU multiplies bfloat16 natively")
-    return Choice("float32", "this CPU has no bfloat16 instructions, float32 is 3.6 times faster")
+    return Choice("float32", "this CPU has no bfloat16 instructions, so float32 is several times faster")
 
 
 def _lora(
@@ -179,7 +179,9 @@ def _memory(
         )
 
 
-def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardware) -> dict[str, str]:
+def _environment(
+    chosen: dict[str, Choice], settings: Settings, hardware: Hardware, vllm_flags: Sequence[str]
+) -> dict[str, str]:
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -191,8 +193,11 @@ def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardwa
         environment |= _QUIET
     if hardware.accelerator != "cpu":
         return environment
-    chosen["threads"] = _threads(settings, hardware)
-    environment["VLLM_CPU_OMP_THREADS_BIND"] = str(chosen["threads"].value)
+    if any(flag.startswith(_PARALLEL) for flag in vllm_flags):
+        chosen["threads"] = Choice("vLLM's", "several workers: vLLM shares the cores out among them")
+    else:
+        chosen["threads"] = _threads(settings, hardware)
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = str(chosen["threads"].value)
     if settings.tcmalloc and hardware.tcmalloc:
         chosen["tcmalloc"] = Choice(hardware.tcmalloc, "faster allocation with many sequences")
         environment["LD_PRELOAD"] = hardware.tcmalloc
@@ -201,6 +206,15 @@ def _environment(chosen: dict[str, Choice], settings: Settings, hardware: Hardwa
     return environment
 
 
+# Flags of vLLM that ask for more than one worker.
+_PARALLEL = (
+    "--tensor-parallel-size",
+    "-tp",
+    "--pipeline-parallel-size",
+    "-pp",
+    "--data-parallel-size",
+    "-dp",
+)
 # What vLLM and torch say at every start of a sound CPU engine (no Triton, NUMA policy, names that will change).
 _QUIET = {
     "TORCH_LOGS": "-all",

@@ -24,7 +24,7 @@ import server.app
 from adapters.base import BaseModel
 from adapters.registry import Registry
 from server.admission import Admission
-from server.app import App, _demand, _listen, _named, _run, _Server, _show, _url
+from server.app import App, _accept, _demand, _listen, _named, _run, _Server, _show, _url
 from server.engine import plan
 from server.engine.host import EngineHost, Session
 from server.errors import StartError
@@ -38,6 +38,7 @@ STREAM = {"messages": [], "stream": True}
 
 def test_a_taken_port_is_refused_naming_the_next() -> None:
     with closing(_listen(Settings(port=0))) as taken:
+        _accept(taken, Settings(port=0))
         port = taken.getsockname()[1]
         with pytest.raises(StartError) as refused:
             _listen(Settings(port=port))
@@ -139,6 +140,7 @@ class Http:
 
     def __init__(self, stack: Stack, drain_s: float) -> None:
         self.listener = _listen(Settings(port=0))
+        _accept(self.listener, Settings(port=0))
         config = uvicorn.Config(
             stack.app.asgi,
             lifespan="off",
@@ -238,6 +240,7 @@ def run(
     monkeypatch.setattr(server.app, "create_app", create_apart)  # a process takes each series once
     settings = Settings(home=tmp_path, port=0)
     listener = _listen(settings)
+    _accept(listener, settings)
 
     def start(factory: Factory) -> Running:
         def host(*, prepare: Any, on_start: Any, **_: Any) -> EngineHost:
@@ -245,7 +248,7 @@ def run(
 
         monkeypatch.setattr(server.app, "EngineHost", host)
         console = Console(file=io.StringIO(), width=200)
-        chosen = plan.Plan({"max_cpu_loras": plan.Choice(2, "")}, (), {})
+        chosen = plan.Plan({"max_cpu_loras": plan.Choice(2, ""), "max_lora_rank": plan.Choice(8, "")}, (), {})
         task = asyncio.create_task(
             _run(settings, (), chosen, tiny, registry, listener, console, time.monotonic(), False)
         )

@@ -29,3 +29,11 @@ def test_idle_is_the_share_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     samples = iter([(100, 1000), (175, 1100)])
     monkeypatch.setattr(hardware, "_cpu_times", lambda cores: next(samples))
     assert hardware._idle_share(0, (0, 1)) == pytest.approx(0.75)
+
+
+def test_a_containers_quota_bounds_the_cores(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    for text, cores in (("200000 100000\n", 2), ("50000 100000\n", 0), ("max 100000\n", None), ("odd", None)):
+        limit.write_text(text)
+        assert hardware._core_quota(limit) == cores
+    assert hardware._core_quota(tmp_path / "missing") is None

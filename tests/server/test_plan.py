@@ -96,3 +96,9 @@ def test_a_gpu_keeps_vllms_own_memory_and_type() -> None:
     assert plan["dtype"] == "auto"
     assert "--kv-cache-memory-bytes" not in plan.flags
     assert "LD_PRELOAD" not in plan.environment
+
+
+def test_several_workers_share_the_cores_by_vllms_own_rule() -> None:
+    plan = make(Settings(), LAPTOP, CONFIG, Demand(0, 0), ["--tensor-parallel-size", "2"])
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in plan.environment
+    assert "several workers" in plan.choices["threads"].reason

@@ -165,3 +165,14 @@ def test_a_request_is_not_changed_in_place(resolver: Resolver, publish: Publish)
     before = dict(body)
     resolver.prepare(body, resolver.target(body), CHAT)
     assert body == before
+
+
+def test_a_rank_over_the_servers_is_422_naming_the_flag(
+    registry: Registry, tiny: BaseModel, publish: Publish
+) -> None:
+    publish("wide")
+    rank = registry.resolve("wide").lora.rank  # type: ignore[union-attr]
+    small = Resolver(registry, tiny, tool_parser=None, max_rank=rank - 1)
+    with pytest.raises(Unservable, match=rf"--max-lora-rank {rank}"):
+        small.named("wide")
+    assert Resolver(registry, tiny, tool_parser=None, max_rank=rank).named("wide").model == "wide@1"

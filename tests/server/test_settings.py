@@ -93,3 +93,9 @@ def test_an_empty_key_is_refused_and_no_key_is_shown(argv: list[str]) -> None:
     with pytest.raises(SettingsError, match="empty key") as refused:
         parse_command_line(argv, {})
     assert "secret" not in str(refused.value)
+
+
+def test_underscores_in_flags_mean_the_same_setting() -> None:
+    loaded = parse_command_line(["--max_model_len=512", "--some_flag", "a_b", "--json.key_one=1"], {})
+    assert loaded.settings.max_model_len == 512
+    assert loaded.vllm_flags == ("--some-flag", "a_b", "--json.key_one=1")
