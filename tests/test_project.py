@@ -190,3 +190,11 @@ def test_unit_tests_cannot_leave_this_machine() -> None:
         socket.create_connection(("example.com", 80), timeout=1)
     with pytest.raises(pytest.fail.Exception, match="reached for the network"), socket.socket() as connection:
         connection.connect(("192.0.2.1", 80))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/benchmarks.md"])
+def test_local_links_of_the_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+    assert "@@" not in text
