@@ -12,6 +12,10 @@ PYTHON ?= $(shell for python in python3 python python3.13 python3.12 python3.11;
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 PYTEST := $(BIN)/python -m pytest
+# Two halves side by side: what imports torch, and the rest.
+TORCH := tests/training tests/deploy
+UNIT := $(PYTEST) -m unit -q $(TORCH) & half=$$!; \
+	$(PYTEST) -m unit -q tests --ignore=tests/e2e $(TORCH:%=--ignore=%); rest=$$?; wait $$half && exit $$rest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format unit e2e long lock clean
@@ -33,14 +37,14 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m unit
+	$(UNIT)
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 unit: setup
-	$(PYTEST) -m unit
+	$(UNIT)
 
 e2e: setup
 	$(PYTEST) -m e2e
