@@ -47,7 +47,7 @@ def test_ticket_labels_are_desks() -> None:
 
 def test_dates_are_dates() -> None:
     for example in examples(TASKS["dates"], 100, seed=0):
-        date.fromisoformat(example.completion)
+        assert date.fromisoformat(example.completion).isoformat() == example.completion
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def test_flags_without_effect_are_refused(flag: str, value: object, mend: str) -
     assert refused.value.param == flag
 
 
-def test_flags_left_alone_are_fine() -> None:
-    _refuse_ignored(
-        Namespace(model_tag=None, ssl_certfile=None, lora_modules=None, root_path="", revision=None)
-    )
+def test_flags_left_alone_are_taken_as_they_are() -> None:
+    plain = Namespace(model_tag=None, ssl_certfile=None, lora_modules=None, root_path="", revision=None)
+    before = vars(plain).copy()
+    _refuse_ignored(plain)
+    assert vars(plain) == before

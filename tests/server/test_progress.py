@@ -86,3 +86,4 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
         progress.phase("engine"),
     ):
         pass
+    assert (tmp_path / "file").read_text() == "in the way"

@@ -140,7 +140,7 @@ async def test_a_busy_adapter_cannot_starve_a_waiting_one() -> None:
 
     async def cold() -> None:
         async with residency.lease(Version("cold@1")):
-            pass
+            assert set(engine.held) == {"cold@1"}
 
     await asyncio.wait_for(cold(), 2)
     stop.set()
